@@ -1,0 +1,1 @@
+"""DNS providers, one module each: plugins like anybody's, found by their entry points only."""

@@ -1,0 +1,1 @@
+"""The built-in challenge solvers: plugins like anybody's, found by their entry points only."""

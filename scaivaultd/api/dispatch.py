@@ -1,0 +1,163 @@
+"""From bytes to a handler and back: decodes by the table, runs, and encodes every error there is.
+
+The one place beside the job boundary that catches everything: what is not expected becomes
+`internal` with a request id, and its text stays in the log.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from scaivaultd.api import messages as m
+from scaivaultd.api.commands import RequestContext
+from scaivaultd.model import errors as e
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from structlog.typing import FilteringBoundLogger
+
+    from scaivaultd.api.commands import Binding, Command
+    from scaivaultd.model.ids import IdMaker
+
+BODY_MAX = 256 << 10
+_ENCODER = msgspec.json.Encoder()
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*?)`")
+_MISSING_FIELD = re.compile(r"Object missing required field `(.*?)`")
+_PLACE = re.compile(r" - at `(?:key in )?\$(.*)`$")
+_KEY = re.compile(r"[!-~]{1,255}")
+
+
+class Incoming(msgspec.Struct, frozen=True, kw_only=True):
+    """One request as a gateway received it."""
+
+    body: bytes
+    idempotency_key: str | None = None
+
+
+class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to send; `error_code` and `status` say what kind it is."""
+
+    body: bytes
+    status: int
+    request_id: str
+    error_code: str | None = None
+    error_title: str | None = None
+
+
+class Dispatcher:
+    """Answers requests for every bound command."""
+
+    def __init__(self, bindings: Sequence[Binding], *, ids: IdMaker, log: FilteringBoundLogger) -> None:
+        self._bindings = {binding.command.name: binding for binding in bindings}
+        self._ids = ids
+        self._log = log
+
+    @property
+    def commands(self) -> list[Command[Any, Any]]:
+        """The rows that have a handler."""
+        return [binding.command for binding in self._bindings.values()]
+
+    async def answer(self, name: str, incoming: Incoming) -> Outgoing:
+        """Handle one request; never raises but for cancellation."""
+        binding = self._bindings[name]
+        request_id = self._ids.request()
+        log = self._log.bind(request_id=request_id, command=name)
+        try:
+            context = RequestContext(request_id=request_id, idempotency_key=_idempotency_key(incoming))
+            reply = await binding.handler(decode(incoming.body, binding.command.request), context)
+            body = _ENCODER.encode(reply)
+        except e.ScaivaultError as error:
+            log.info("request.refused", error_code=error.code, detail=error.detail)
+            return _failed(error, request_id)
+        except Exception:
+            log.exception("request.failed")
+            return _failed(e.Internal("an unexpected error; the log tells more under this request_id"), request_id)
+        log.info("request.answered")
+        return Outgoing(body=body, status=binding.command.status, request_id=request_id)
+
+    def refusal(self, error: e.ScaivaultError) -> Outgoing:
+        """The answer to a request that is not even looked at."""
+        return _failed(error, self._ids.request())
+
+
+def decode(body: bytes, request: type[m.Request]) -> m.Request:
+    """Read a request; no body at all stands for `{}`.
+
+    Raises:
+        InvalidRequest: with a pointer to the member that is wrong.
+    """
+    if len(body) > BODY_MAX:
+        raise e.InvalidRequest(f"the request has {len(body)} bytes; at most {BODY_MAX} are taken")
+    try:
+        return msgspec.json.decode(body or b"{}", type=request)
+    except msgspec.ValidationError as error:
+        field = _field_error(str(error), request)
+        raise e.InvalidRequest(field.detail, [field]) from error
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        # No `from error`: nothing of a body that may hold secrets goes into a traceback.
+        raise e.InvalidRequest(f"the request is not JSON: {str(error)[:200]}") from None
+
+
+def problem(error: e.ScaivaultError, request_id: str) -> m.ProblemReply:
+    """An error as a problem document (RFC 9457)."""
+    return m.ProblemReply(
+        type=f"urn:scaivault:error:{error.code}",
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        code=error.code,
+        request_id=request_id,
+        errors=error.fields if isinstance(error, e.InvalidRequest) else (),
+        identifiers=getattr(error, "identifiers", ()),
+        acme=getattr(error, "problem", None),
+        limit=_limit(error),
+        retry_after=getattr(error, "retry_after", None),
+        retry_at=getattr(error, "retry_at", None),
+    )
+
+
+def _limit(error: e.ScaivaultError) -> str | None:
+    if not isinstance(error, e.BackendRateLimited) or error.problem is None:
+        return None
+    return error.problem.detail or None
+
+
+def _failed(error: e.ScaivaultError, request_id: str) -> Outgoing:
+    return Outgoing(
+        body=_ENCODER.encode(problem(error, request_id)),
+        status=error.status,
+        request_id=request_id,
+        error_code=error.code,
+        error_title=error.title,
+    )
+
+
+def _idempotency_key(incoming: Incoming) -> str | None:
+    key = incoming.idempotency_key
+    if key is not None and not _KEY.fullmatch(key):
+        raise e.InvalidRequest("Idempotency-Key takes 1 to 255 visible ASCII characters")
+    return key
+
+
+def _field_error(message: str, request: type[m.Request]) -> e.FieldError:
+    place = _PLACE.search(message)
+    pointer = re.sub(r"\[(\d+)\]", r"/\1", place[1].replace(".", "/")) if place else ""
+    text = message[: place.start()] if place else message
+    if unknown := _UNKNOWN_FIELD.match(text):
+        known = [field.name for field in msgspec.structs.fields(request)]
+        near = difflib.get_close_matches(unknown[1], known, n=1) if not pointer else []
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        return e.FieldError(
+            pointer=f"{pointer}/{unknown[1]}", code="unknown_field", detail=f"unknown field {unknown[1]!r}{hint}"
+        )
+    if missing := _MISSING_FIELD.match(text):
+        return e.FieldError(
+            pointer=f"{pointer}/{missing[1]}", code="missing_field", detail=f"field {missing[1]!r} is missing"
+        )
+    where = f"{pointer}: " if pointer else ""
+    return e.FieldError(pointer=pointer, code="invalid_value", detail=f"{where}{text}")

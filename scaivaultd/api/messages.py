@@ -1,0 +1,310 @@
+"""Requests and replies as they stand on the wire. Field texts reach the schemas and the reference.
+
+Requests forbid unknown fields; replies may gain members, never lose or rename one.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from scaivaultd.model.errors import FieldError, Problem
+from scaivaultd.model.resources import (
+    AccountStatus,
+    ChallengeType,
+    Environment,
+    IdentifierTrouble,
+    KeyType,
+    OrderStatus,
+    Provider,
+    Trouble,
+)
+
+WaitSeconds = Annotated[
+    float,
+    Meta(ge=0, le=60, description="How long the reply may wait for the CA, in seconds; the work goes on after it."),
+]
+Limit = Annotated[int, Meta(ge=1, le=500, description="At most so many items in one reply.")]
+Cursor = Annotated[str, Meta(max_length=200, description="`next_cursor` of the page before.")]
+Name = Annotated[
+    str,
+    Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$", description="A name for people; unique."),
+]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all requests: unknown members are refused."""
+
+
+class EabRequest(Request, frozen=True):
+    """External account binding (RFC 8555 section 7.3.4). Give exactly one of the two key members."""
+
+    key_id: Annotated[str, Meta(min_length=1, max_length=500, description="The key identifier the CA issued.")]
+    hmac_key_path: Annotated[
+        str | None,
+        Meta(description="Reference to the MAC key: `cred:NAME`, `file:PATH` or `env:NAME`, where allowed."),
+    ] = None
+    hmac_key: Annotated[
+        str | None,
+        Meta(description="The MAC key itself, base64url or base64; over a trusted channel only. Stored sealed."),
+    ] = None
+
+    def __repr__(self) -> str:
+        return f"EabRequest(key_id={self.key_id!r})"
+
+
+class CreateAccount(Request, frozen=True):
+    """Register an ACME account. The same request again finds the same account."""
+
+    name: Name
+    provider: Annotated[Provider, Meta(description="Which CA; `custom` needs directory_url.")]
+    environment: Annotated[Environment, Meta(description="The CA's production or staging directory.")] = "production"
+    email: Annotated[
+        str | None, Meta(max_length=254, description="Contact for the CA; one plain address, or absent.")
+    ] = None
+    directory_url: Annotated[str | None, Meta(max_length=2000, description="https URL of a custom CA.")] = None
+    terms_of_service_agreed: Annotated[
+        bool,
+        Meta(description="Registering is your word that you agree to the CA's terms; false withholds it."),
+    ] = True
+    eab: Annotated[EabRequest | None, Meta(description="External account binding, where the CA demands one.")] = None
+    ca_certificates_pem: Annotated[
+        str | None,
+        Meta(max_length=100_000, description="Roots to trust for this CA's HTTPS, beside the system's; PEM."),
+    ] = None
+    wait_seconds: WaitSeconds = 10.0
+
+
+class AccountById(Request, frozen=True):
+    """Name one account."""
+
+    id: Annotated[str, Meta(description="The account's id, `acme_...`.")]
+
+
+class ListAccounts(Request, frozen=True):
+    """Page through accounts, oldest first."""
+
+    status: Annotated[AccountStatus | None, Meta(description="Only accounts in this state.")] = None
+    limit: Limit = 100
+    cursor: Cursor | None = None
+
+
+class AccountReply(msgspec.Struct, frozen=True, kw_only=True):
+    """An ACME account."""
+
+    id: Annotated[str, Meta(description="`acme_...`")]
+    name: str
+    provider: Provider
+    environment: Environment
+    email: str | None
+    status: Annotated[AccountStatus, Meta(description="`pending` until the CA has registered it.")]
+    created_at: datetime
+    directory_url: str
+    account_url: Annotated[str | None, Meta(description="The CA's URL of the account, for CAA `accounturi`.")]
+    key_thumbprint: Annotated[str, Meta(description="RFC 7638 thumbprint of the account key.")]
+    eab_key_id: str | None = None
+    error: Annotated[Trouble | None, Meta(description="Why it is invalid, or not registered yet.")] = None
+
+
+class AccountList(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of accounts."""
+
+    items: list[AccountReply]
+    next_cursor: str | None
+
+
+class Issue(Request, frozen=True):
+    """Ask for a certificate. The reply is the order; poll it, or wait for `certificate.issued`."""
+
+    account_id: Annotated[str, Meta(description="Which account orders it.")]
+    domains: Annotated[
+        list[Annotated[str, Meta(max_length=1000)]],
+        Meta(min_length=1, max_length=1000, description="Host names, wildcards (`*.name`, dns-01 only), addresses."),
+    ]
+    challenge_type: Annotated[ChallengeType, Meta(description="How to prove the names.")]
+    auto_renew: Annotated[bool, Meta(description="Keep it renewed.")] = True
+    key_type: Annotated[KeyType, Meta(description="Kind of the certificate's private key.")] = "ec-p256"
+    wait_seconds: WaitSeconds = 2.0
+
+
+class OrderById(Request, frozen=True):
+    """Name one order."""
+
+    order_id: Annotated[str, Meta(description="The order's id, `acme_order_...`.")]
+
+
+class ListOrders(Request, frozen=True):
+    """Page through orders, oldest first."""
+
+    status: Annotated[OrderStatus | None, Meta(description="Only orders in this state.")] = None
+    account_id: Annotated[str | None, Meta(description="Only orders of this account.")] = None
+    limit: Limit = 100
+    cursor: Cursor | None = None
+
+
+class ChallengeReply(msgspec.Struct, frozen=True, kw_only=True):
+    """One challenge the daemon answers."""
+
+    domain: str
+    type: str
+    status: str
+    token: str
+    key_authorization: str
+
+
+class OrderReply(msgspec.Struct, frozen=True, kw_only=True):
+    """An order and how far it has come."""
+
+    order_id: Annotated[str, Meta(description="`acme_order_...`")]
+    account_id: str
+    status: Annotated[
+        OrderStatus, Meta(description="`valid` with certificate_id, or `invalid` with error, in the end.")
+    ]
+    domains: list[str]
+    challenge_type: ChallengeType
+    key_type: KeyType
+    auto_renew: bool
+    challenges: Annotated[list[ChallengeReply], Meta(description="Empty until the CA has named them.")]
+    created_at: datetime
+    certificate_id: str | None = None
+    not_after: datetime | None = None
+    attempt: Annotated[int, Meta(description="How many setbacks it has had.")] = 0
+    next_try_at: Annotated[datetime | None, Meta(description="When it goes on after a setback.")] = None
+    error: Annotated[Trouble | None, Meta(description="The last setback, or why it is invalid.")] = None
+
+
+class OrderList(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of orders."""
+
+    items: list[OrderReply]
+    next_cursor: str | None
+
+
+class CertificateById(Request, frozen=True):
+    """Name one certificate."""
+
+    id: Annotated[str, Meta(description="The certificate's id, `cert_...`.")]
+
+
+class ListCertificates(Request, frozen=True):
+    """Page through certificates, oldest first."""
+
+    domain: Annotated[str | None, Meta(description="Only certificates that hold exactly this name.")] = None
+    limit: Limit = 100
+    cursor: Cursor | None = None
+
+
+class CertificateReply(msgspec.Struct, frozen=True, kw_only=True):
+    """A managed certificate at its current version."""
+
+    id: Annotated[str, Meta(description="`cert_...`")]
+    order_id: str
+    account_id: str
+    status: Literal["valid", "revoked", "expired"]
+    domains: list[str]
+    version: Annotated[int, Meta(description="1, and one more with each renewal.")]
+    serial_number: Annotated[str, Meta(description="Hexadecimal octets joined by colons.")]
+    fingerprint_sha256: str
+    issuer: str
+    key_type: KeyType
+    challenge_type: ChallengeType
+    auto_renew: bool
+    not_before: datetime
+    not_after: datetime
+    created_at: datetime
+
+
+class CertificateList(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of certificates."""
+
+    items: list[CertificateReply]
+    next_cursor: str | None
+
+
+Part = Literal["fullchain", "leaf", "chain"]
+
+
+class CertificatePem(CertificateById, frozen=True):
+    """Which PEM of a certificate."""
+
+    part: Annotated[Part, Meta(description="`leaf`, `chain` (what comes above it), or both.")] = "fullchain"
+
+
+class PemReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Certificates in PEM, leaf first."""
+
+    id: str
+    version: int
+    part: Part
+    pem: str
+
+
+class KeyReply(msgspec.Struct, frozen=True, kw_only=True):
+    """A certificate's private key. Treat as a secret."""
+
+    id: str
+    version: int
+    key_type: KeyType
+    private_key_pem: Annotated[str, Meta(description="PKCS #8, PEM, not encrypted.")]
+
+    def __repr__(self) -> str:
+        return f"KeyReply(id={self.id!r})"
+
+
+class Nothing(Request, frozen=True):
+    """An empty request: `{}` or no body at all."""
+
+
+class ComponentHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """How one part of the daemon is."""
+
+    name: str
+    status: Literal["ok", "degraded", "down"]
+    detail: str = ""
+
+
+class HealthReply(msgspec.Struct, frozen=True, kw_only=True):
+    """How the daemon is: the worst of its parts."""
+
+    status: Literal["ok", "degraded", "down"]
+    components: list[ComponentHealth]
+
+
+class PluginReply(msgspec.Struct, frozen=True, kw_only=True):
+    """One installed plugin; `refused` says why it is not in use."""
+
+    name: str
+    distribution: str
+    version: str
+    refused: str | None = None
+
+
+class InfoReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What is running."""
+
+    version: str
+    node_id: str
+    started_at: datetime
+    challenge_types: list[str]
+    plugins: list[PluginReply]
+    orders_under_way: int
+
+
+class ProblemReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Any error (RFC 9457). `code` is stable; `acme` holds the CA's own words, `retry_at` when it may work."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: tuple[FieldError, ...] = ()
+    identifiers: tuple[IdentifierTrouble, ...] = ()
+    acme: Problem | None = None
+    limit: str | None = None
+    retry_after: float | None = None
+    retry_at: datetime | None = None

@@ -1,0 +1,69 @@
+"""NATS credentials files (`.creds`): a user JWT and the seed that signs the server's nonce.
+
+The layout is that of the `nsc` tool: two blocks between dashed BEGIN and END lines. The seed is an
+nkey: base32 of two prefix bytes, 32 bytes of Ed25519 seed and a CRC. The file is read at each
+connection, so that a rotated one is used without a restart.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from scaivaultd.model.errors import StartupError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_BLOCK = re.compile(r"-{3,}\s*BEGIN ([A-Z ]+?)\s*-{3,}\s*(\S+)\s*-{3,}\s*END")
+
+
+class CredentialsFile:
+    """The two callbacks a NATS connection wants. Prints as its path only."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file once, to fail early.
+
+        Raises:
+            StartupError: it cannot be read or is no credentials file.
+        """
+        self._path = path
+        self._blocks()
+
+    def __repr__(self) -> str:
+        return f"CredentialsFile({str(self._path)!r})"
+
+    def user_jwt(self) -> bytearray:
+        """The user JWT as the server wants it."""
+        return bytearray(self._blocks()[0].encode())
+
+    def sign(self, nonce: str) -> bytes:
+        """The server's nonce signed with the seed, base64."""
+        return base64.b64encode(_key_of(self._blocks()[1]).sign(nonce.encode()))
+
+    def _blocks(self) -> tuple[str, str]:
+        try:
+            blocks = dict(_BLOCK.findall(self._path.read_text("ascii")))
+            jwt, seed = blocks["NATS USER JWT"], blocks["USER NKEY SEED"]
+            _key_of(seed)
+        except OSError as error:
+            raise StartupError(f"nats.credentials_file {self._path}: {error.strerror}") from error
+        except (KeyError, ValueError):
+            # No cause: its text would hold parts of the file.
+            raise StartupError(
+                f"nats.credentials_file {self._path} is no NATS credentials file (a .creds file, as `nsc generate creds` "
+                "writes it)"
+            ) from None
+        return jwt, seed
+
+
+def _key_of(seed: str) -> Ed25519PrivateKey:
+    raw = base64.b32decode(seed + "=" * (-len(seed) % 8))
+    content, checksum = raw[:-2], raw[-2:]
+    if len(content) != 34 or binascii.crc_hqx(content, 0).to_bytes(2, "little") != checksum:
+        raise ValueError("no nkey seed")
+    return Ed25519PrivateKey.from_private_bytes(content[2:])

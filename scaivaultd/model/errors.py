@@ -1,0 +1,298 @@
+"""One tree of errors: what went wrong, with data, and what it is called on the wire.
+
+    ScaivaultError
+    +-- InvalidRequest          the request itself is wrong; `fields` says where
+    |   `-- UnsupportedChallenge    this name cannot be proven that way
+    +-- NotFound                no such thing
+    +-- Conflict                the thing is in another state than the request assumes
+    +-- RateLimited             we are asked too much at once
+    +-- Standby                 the daemon is stopping, or not yet up
+    +-- StorageUnavailable      the store cannot be written (disk full, I/O error)
+    +-- SecretNotFound          a referenced secret is not there
+    +-- ChallengeFailed         the CA looked and was not convinced
+    +-- CaRefused               the CA said no (a problem document), or misbehaved
+    +-- CaUnavailable           the CA could not be reached or is broken for now
+    +-- BackendRateLimited      the CA asks us to slow down
+    +-- Timeout                 a deadline passed
+    `-- Internal                a fault of ours; its text stays in the log
+
+Class attributes carry the wire code, the HTTP status, whether trying again may help, and the
+advice shown by `scaivaultctl explain`. `api/dispatch.py` alone turns them into problem documents.
+`RevisionConflict` and `StartupError` stand outside: the first never leaves a service, the second
+never leaves the process.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class FieldError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing wrong with one member of a request; `pointer` is a JSON Pointer (RFC 6901)."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A CA's problem document (RFC 8555 section 6.7) as we keep and show it: cleaned, never raw."""
+
+    type: str
+    detail: str = ""
+    status: int | None = None
+    identifier: str | None = None
+    instance: str | None = None
+    help_url: str | None = None
+    algorithms: tuple[str, ...] = ()
+    subproblems: tuple[Problem, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """`rateLimited` for `urn:ietf:params:acme:error:rateLimited`; other types stay whole."""
+        return self.type.removeprefix("urn:ietf:params:acme:error:")
+
+
+class ScaivaultError(Exception):
+    """Something the caller can be told."""
+
+    code: ClassVar[str]
+    status: ClassVar[int]
+    title: ClassVar[str]
+    retryable: ClassVar[bool] = False
+    remedy: ClassVar[str]
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class InvalidRequest(ScaivaultError):
+    """The request itself is wrong; nothing was done."""
+
+    code: ClassVar[str] = "invalid_request"
+    status: ClassVar[int] = 400
+    title: ClassVar[str] = "The request is not valid"
+    remedy: ClassVar[str] = (
+        "Read `errors`: each entry points at a member of the request and says what is wrong with it. "
+        "The schema of every command is in docs/reference/commands.md and in the endpoint's metadata."
+    )
+
+    def __init__(self, detail: str, fields: Sequence[FieldError] = ()) -> None:
+        super().__init__(detail)
+        self.fields = tuple(fields)
+
+
+class UnsupportedChallenge(InvalidRequest):
+    """This identifier cannot be proven by this challenge type."""
+
+    code: ClassVar[str] = "unsupported_challenge"
+    status: ClassVar[int] = 422
+    title: ClassVar[str] = "The challenge type does not fit"
+    remedy: ClassVar[str] = (
+        "Wildcards are proven by dns-01 only; IP addresses by http-01 or tls-alpn-01 only. "
+        "Choose another `challenge_type`, or split the request."
+    )
+
+
+class NotFound(ScaivaultError):
+    """There is no such thing."""
+
+    code: ClassVar[str] = "not_found"
+    status: ClassVar[int] = 404
+    title: ClassVar[str] = "Not found"
+    remedy: ClassVar[str] = "Check the id: list the accounts, orders or certificates to see what there is."
+
+
+class Conflict(ScaivaultError):
+    """The thing is in a state that does not allow this."""
+
+    code: ClassVar[str] = "conflict"
+    status: ClassVar[int] = 409
+    title: ClassVar[str] = "The state does not allow this"
+    remedy: ClassVar[str] = "Get the resource and look at its `status`; then decide what to ask for."
+
+
+class RateLimited(ScaivaultError):
+    """The daemon has more work than it accepts."""
+
+    code: ClassVar[str] = "rate_limited"
+    status: ClassVar[int] = 429
+    title: ClassVar[str] = "Too many requests"
+    retryable: ClassVar[bool] = True
+    remedy: ClassVar[str] = "Wait `retry_after` seconds and ask again; nothing was done."
+
+    def __init__(self, detail: str, retry_after: float) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+class Standby(ScaivaultError):
+    """The daemon is stopping or not yet ready."""
+
+    code: ClassVar[str] = "standby"
+    status: ClassVar[int] = 503
+    title: ClassVar[str] = "The daemon takes no requests now"
+    retryable: ClassVar[bool] = True
+    remedy: ClassVar[str] = "Ask again in a few seconds; orders already accepted go on after the restart."
+
+
+class StorageUnavailable(ScaivaultError):
+    """The store cannot be written or read."""
+
+    code: ClassVar[str] = "storage_unavailable"
+    status: ClassVar[int] = 503
+    title: ClassVar[str] = "The store cannot be used"
+    retryable: ClassVar[bool] = True
+    remedy: ClassVar[str] = (
+        "Look at free space and errors on the file system of `state_dir`. Nothing was accepted; "
+        "the daemon recovers by itself as soon as writes succeed again."
+    )
+
+
+class SecretNotFound(ScaivaultError):
+    """A referenced secret is missing or unusable; only its reference is named."""
+
+    code: ClassVar[str] = "secret_not_found"
+    status: ClassVar[int] = 422
+    title: ClassVar[str] = "A referenced secret is not there"
+    remedy: ClassVar[str] = "Check the reference named in `detail` and where it points; then repeat the request."
+
+
+class ChallengeFailed(ScaivaultError):
+    """The CA validated and was not convinced, or the challenge could not be put in place."""
+
+    code: ClassVar[str] = "challenge_failed"
+    status: ClassVar[int] = 422
+    title: ClassVar[str] = "The CA could not validate a name"
+    remedy: ClassVar[str] = (
+        "Read `identifiers`: for each name the CA says what it saw. For http-01 the name must resolve to this "
+        "daemon's listener on port 80, over IPv6 too where there is an AAAA record."
+    )
+
+
+class CaRefused(ScaivaultError):
+    """The CA refused with a problem document, or answered something no CA may answer."""
+
+    code: ClassVar[str] = "ca_error"
+    status: ClassVar[int] = 502
+    title: ClassVar[str] = "The CA refused or misbehaved"
+    remedy: ClassVar[str] = "Read `acme.type` and `acme.detail`: they are the CA's own words."
+
+    def __init__(self, detail: str, problem: Problem | None = None) -> None:
+        super().__init__(detail)
+        self.problem = problem
+
+
+class CaMisbehaved(CaRefused):
+    """The CA broke the protocol (malformed, endless or wrong answers): it may be a passing fault.
+
+    On the wire it is `ca_error` too; a job tries a few times before it gives up.
+    """
+
+    retryable: ClassVar[bool] = True
+
+
+class CaUnavailable(ScaivaultError):
+    """The CA cannot be reached, answers 5xx, or hangs."""
+
+    code: ClassVar[str] = "ca_unavailable"
+    status: ClassVar[int] = 503
+    title: ClassVar[str] = "The CA is not available"
+    retryable: ClassVar[bool] = True
+    remedy: ClassVar[str] = (
+        "Usually nothing: the order goes on by itself when the CA is back. If it lasts, check DNS, routing and "
+        "TLS trust from this host to the directory URL, and the CA's status page."
+    )
+
+    def __init__(self, detail: str, retry_after: float | None = None) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+class BackendRateLimited(CaRefused):
+    """The CA asks us to slow down (RFC 8555 section 6.6)."""
+
+    code: ClassVar[str] = "backend_rate_limited"
+    status: ClassVar[int] = 429
+    title: ClassVar[str] = "The CA's rate limit is reached"
+    retryable: ClassVar[bool] = True
+    remedy: ClassVar[str] = (
+        "Wait until `retry_at`; asking earlier does not help. `limit` names the limit in the CA's words; its "
+        "documentation is linked in `acme.help_url` where the CA gives one."
+    )
+
+    def __init__(
+        self,
+        detail: str,
+        problem: Problem | None = None,
+        *,
+        retry_after: float | None = None,
+        retry_at: datetime | None = None,
+    ) -> None:
+        super().__init__(detail, problem)
+        self.retry_after = retry_after
+        self.retry_at = retry_at
+
+
+class Timeout(ScaivaultError):
+    """A deadline passed before the work was done."""
+
+    code: ClassVar[str] = "timeout"
+    status: ClassVar[int] = 504
+    title: ClassVar[str] = "A deadline passed"
+    retryable: ClassVar[bool] = True
+    remedy: ClassVar[str] = "Look at the order's last `error`: it says what it was waiting for. Then ask again."
+
+
+class Internal(ScaivaultError):
+    """A fault of ours. The text stays in the log under the correlation id."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    remedy: ClassVar[str] = "Search the daemon's log for the `request_id` in this answer and report what stands there."
+
+
+class RevisionConflict(Exception):
+    """A commit expected another revision of `key`; nothing of the commit was applied."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"{key} was changed meanwhile")
+        self.key = key
+
+
+class StartupError(Exception):
+    """The daemon cannot start; the text is for the administrator's terminal and tells what to do.
+
+    `exit_code` 78 (EX_CONFIG): the configuration or what it points to must be changed first.
+    """
+
+    def __init__(self, message: str, exit_code: int = 78) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+WIRE_ERRORS: tuple[type[ScaivaultError], ...] = (
+    InvalidRequest,
+    UnsupportedChallenge,
+    NotFound,
+    Conflict,
+    RateLimited,
+    Standby,
+    StorageUnavailable,
+    SecretNotFound,
+    ChallengeFailed,
+    CaRefused,
+    CaUnavailable,
+    BackendRateLimited,
+    Timeout,
+    Internal,
+)
+"""Every code a caller can meet: the closed list behind the reference and `scaivaultctl explain`."""

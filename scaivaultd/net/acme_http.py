@@ -1,0 +1,428 @@
+"""One CA over HTTPS: signed requests with nonces, bounded answers, and only such retries as are safe.
+
+RFC 8555 section 6. A `CaConnection` serves every account at one directory; an `AcmeClient` is one
+account's view of it. Short weather (a reset, a 5xx without a long Retry-After) is sat out here for
+requests that may be repeated; everything longer goes up as an error, for the job to park on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+from scaivaultd.acme import exchange, signing, wire
+from scaivaultd.acme.exchange import Answer
+from scaivaultd.model.errors import CaMisbehaved, CaRefused, CaUnavailable, ScaivaultError
+from scaivaultd.net.guard import AddressGuard, GuardedResolver
+from scaivaultd.net.nonces import NoncePool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from structlog.typing import FilteringBoundLogger
+
+    from scaivaultd.acme.signing import AccountKey
+    from scaivaultd.model.clock import Clock, Randomness
+    from scaivaultd.model.names import Identifier
+
+BODY_MAX = 1 << 20
+CERTIFICATE_MAX = 256 << 10
+BAD_NONCE_TRIES = 10
+WEATHER_TRIES = 4
+PATIENCE_SECONDS = 5.0
+"""The longest pause made inside a request; what takes longer is the job's to wait for."""
+DIRECTORY_FRESH_SECONDS = 6 * 3600.0
+
+_TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10, sock_read=30)
+
+
+class CaSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is the same for every CA: how we introduce ourselves, whom we trust, how much at once."""
+
+    user_agent: str
+    trust_files: tuple[Path, ...] = ()
+    requests_in_flight: int = 16
+
+
+class Fetched(msgspec.Struct, frozen=True, kw_only=True):
+    """A resource as read: where it lives (its Location, else the URL asked) and when the CA wants to be asked again."""
+
+    url: str
+    body: bytes
+    retry_after: float | None
+
+
+class CaConnection:
+    """Everything shared by the accounts at one directory: connections, nonces, directory copy, pace."""
+
+    def __init__(
+        self,
+        directory_url: str,
+        ca_certificates_pem: str | None,
+        settings: CaSettings,
+        *,
+        guard: AddressGuard,
+        clock: Clock,
+        randomness: Randomness,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self.directory_url = directory_url
+        self._settings = settings
+        self._guard = guard
+        self._clock = clock
+        self._randomness = randomness
+        self._log = log.bind(ca=urlsplit(directory_url).hostname)
+        self._nonces = NoncePool(clock)
+        self._in_flight = asyncio.Semaphore(settings.requests_in_flight)
+        self._directory: tuple[float, wire.Directory] | None = None
+        self._directory_lock = asyncio.Lock()
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                ssl=_tls_context(settings.trust_files, ca_certificates_pem),
+                resolver=GuardedResolver(guard),
+                limit=settings.requests_in_flight,
+                use_dns_cache=False,
+            ),
+            timeout=_TIMEOUT,
+            # Nothing compressed: a body of a kilobyte must not unfold into gigabytes.
+            auto_decompress=False,
+            headers={"User-Agent": settings.user_agent, "Accept-Encoding": "identity"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def close(self) -> None:
+        """Close all connections; requests under way fail as unavailable."""
+        await self._session.close()
+
+    async def directory(self) -> wire.Directory:
+        """The CA's directory, at most some hours old; the last good copy while the CA is down.
+
+        Raises:
+            CaUnavailable, CaRefused, CaMisbehaved: it was never read and cannot be read now.
+        """
+        async with self._directory_lock:
+            cached = self._directory
+            if cached is not None and self._clock.monotonic() - cached[0] < DIRECTORY_FRESH_SECONDS:
+                return cached[1]
+            try:
+                answer = await self._patiently(lambda: self._exchange("GET", self.directory_url, "the directory"))
+                directory = wire.directory_from(answer.body)
+            except ScaivaultError:
+                if cached is None:
+                    raise
+                self._log.warning("acme.directory_kept", reason="the CA does not answer")
+                directory = cached[1]
+            self._directory = (self._clock.monotonic(), directory)
+            return directory
+
+    def forget_directory(self) -> None:
+        """Read the directory anew at the next use: an endpoint has moved (404, 405, 410)."""
+        if self._directory is not None:
+            self._directory = (float("-inf"), self._directory[1])
+
+    async def post(
+        self, url: str, payload: bytes, what: str, key: AccountKey, kid: str | None, *, repeatable: bool = True
+    ) -> Answer:
+        """A signed request; any status below 300 comes back as the answer.
+
+        `what` names the request for people. With `repeatable` short weather is sat out; without, a
+        doubtful outcome comes up at once and the caller must look before it asks again.
+
+        Raises:
+            CaRefused, CaMisbehaved, CaUnavailable, BackendRateLimited: in the CA's words.
+        """
+        self._guard.check_url(url)
+
+        async def once() -> Answer:
+            return await self._signed(url, payload, what, key, kid)
+
+        return await (self._patiently(once) if repeatable else once())
+
+    def pace(self, answer: Answer) -> float | None:
+        """When the CA wants to be asked about this again, in seconds."""
+        return answer.retry_after(self._clock.now())
+
+    async def _signed(self, url: str, payload: bytes, what: str, key: AccountKey, kid: str | None) -> Answer:
+        for attempt in range(1, BAD_NONCE_TRIES + 1):
+            started = self._clock.monotonic()
+            nonce = self._nonces.take() or await self._fresh_nonce()
+            body = key.sign(payload, url=url, nonce=nonce, kid=kid)
+            answer = await self._send("POST", url, what, body)
+            if not exchange.is_bad_nonce(answer):
+                return self._accepted(answer, what)
+            self._log.debug("acme.bad_nonce", attempt=attempt, resource=what)
+            self._nonces.flush(started)
+        raise CaUnavailable(f"the CA rejected {BAD_NONCE_TRIES} fresh nonces in a row for {what}")
+
+    async def _fresh_nonce(self) -> str:
+        url = (await self.directory()).new_nonce
+        self._guard.check_url(url)
+        async with asyncio.timeout(_TIMEOUT.total):
+            answer = await self._patiently(lambda: self._fetch_nonce(url))
+        nonce = answer.nonce
+        if nonce is None:
+            raise CaMisbehaved("the CA's newNonce answer has no usable Replay-Nonce")
+        return nonce
+
+    async def _fetch_nonce(self, url: str) -> Answer:
+        return self._accepted(await self._request("HEAD", url, "newNonce", None), "newNonce")
+
+    async def _exchange(self, method: str, url: str, what: str) -> Answer:
+        self._guard.check_url(url)
+        return self._accepted(await self._send(method, url, what, None), what)
+
+    async def _patiently(self, once: Callable[[], Any]) -> Answer:
+        pause = 0.1
+        for attempt in range(1, WEATHER_TRIES + 1):
+            try:
+                answer: Answer = await once()
+                return answer
+            except CaUnavailable as weather:
+                wanted = pause if weather.retry_after is None else weather.retry_after
+                if attempt == WEATHER_TRIES or wanted > PATIENCE_SECONDS:
+                    raise
+                await self._clock.sleep(wanted * (1 + self._randomness.fraction() / 2))
+                pause *= 3
+        raise AssertionError("unreachable")
+
+    def _accepted(self, answer: Answer, what: str) -> Answer:
+        if 200 <= answer.status < 300:
+            return answer
+        if answer.status in (404, 405, 410):
+            self.forget_directory()
+        raise exchange.error_from(answer, what, self._clock.now())
+
+    async def _send(self, method: str, url: str, what: str, body: bytes | None) -> Answer:
+        answer = await self._request(method, url, what, body)
+        if answer.nonce is not None:
+            self._nonces.put(answer.nonce)
+        return answer
+
+    async def _request(self, method: str, url: str, what: str, body: bytes | None) -> Answer:
+        headers = {"Content-Type": "application/jose+json"} if body is not None else {}
+        started = self._clock.monotonic()
+        try:
+            async with (
+                self._in_flight,
+                self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response,
+            ):
+                answer = Answer(
+                    url=url,
+                    status=response.status,
+                    headers=tuple((name.lower(), value) for name, value in response.headers.items()),
+                    body=await _bounded(response, what),
+                )
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise _translated(error, what) from error
+        self._log.debug(
+            "acme.request",
+            method=method,
+            url=url,
+            status=answer.status,
+            duration_ms=round((self._clock.monotonic() - started) * 1000),
+            ca_request_id=answer.header("boulder-request-id") or answer.header("x-request-id"),
+        )
+        return answer
+
+
+class AcmeClient:
+    """One account's view of its CA: the requests of RFC 8555 section 7 by name."""
+
+    def __init__(self, connection: CaConnection, key: AccountKey, kid: str | None = None) -> None:
+        self._connection = connection
+        self._kid = kid
+        self.key = key
+
+    async def register(
+        self,
+        *,
+        contacts: Sequence[str],
+        terms_of_service_agreed: bool,
+        eab_key_id: str | None = None,
+        eab_hmac_key: bytes | None = None,
+    ) -> Fetched:
+        """newAccount (7.3): makes the account, or finds the one this key already has; may be repeated.
+
+        `url` of the answer is the account URL, to be kept byte for byte.
+
+        Raises:
+            CaMisbehaved: an answer without Location, beside the errors of every request.
+        """
+        directory = await self._connection.directory()
+        payload: dict[str, Any] = {}
+        if terms_of_service_agreed:
+            payload["termsOfServiceAgreed"] = True
+        if contacts:
+            payload["contact"] = list(contacts)
+        if eab_key_id is not None and eab_hmac_key is not None:
+            payload["externalAccountBinding"] = signing.external_account_binding(
+                self.key, key_id=eab_key_id, hmac_key=eab_hmac_key, url=directory.new_account
+            )
+        answer = await self._post(directory.new_account, payload, "newAccount", by_key=True)
+        return self._located(answer, "newAccount")
+
+    async def find_account(self) -> str | None:
+        """The URL of the account this key has already (7.3.1), None when the CA knows none."""
+        directory = await self._connection.directory()
+        try:
+            answer = await self._post(
+                directory.new_account, {"onlyReturnExisting": True}, "the account look-up", by_key=True
+            )
+        except CaRefused as refusal:
+            if refusal.problem is not None and refusal.problem.name == "accountDoesNotExist":
+                return None
+            raise
+        return self._located(answer, "the account look-up").url
+
+    async def new_order(self, identifiers: Sequence[Identifier]) -> Fetched:
+        """newOrder (7.4). Never repeated here: a lost answer may have left an order behind."""
+        directory = await self._connection.directory()
+        payload = {"identifiers": [{"type": each.type, "value": each.value} for each in identifiers]}
+        answer = await self._post(directory.new_order, payload, "newOrder", repeatable=False)
+        return self._located(answer, "newOrder")
+
+    async def order(self, url: str) -> Fetched:
+        """Read an order by POST-as-GET."""
+        return self._fetched(await self._post(url, None, "the order"))
+
+    async def authorization(self, url: str) -> Fetched:
+        """Read an authorization by POST-as-GET."""
+        return self._fetched(await self._post(url, None, "an authorization"))
+
+    async def respond(self, challenge_url: str) -> Fetched:
+        """Tell the CA to validate (7.5.1). Repeating it is harmless."""
+        return self._fetched(await self._post(challenge_url, {}, "a challenge response"))
+
+    async def finalize(self, url: str, csr_der: bytes) -> Fetched:
+        """Send the CSR (7.4). Never repeated here: after a doubtful outcome read the order first."""
+        payload = {"csr": signing.base64url(csr_der)}
+        return self._fetched(await self._post(url, payload, "finalize", repeatable=False))
+
+    async def certificate(self, url: str) -> bytes:
+        """Download the chain (7.4.2), unjudged.
+
+        Raises:
+            CaUnavailable: also for 404 shortly after the order became valid; try again.
+        """
+        try:
+            answer = await self._post(url, None, "the certificate")
+        except CaRefused as refusal:
+            if refusal.problem is not None and refusal.problem.status == 404:
+                raise CaUnavailable("the CA does not have the certificate at hand yet") from refusal
+            raise
+        if len(answer.body) > CERTIFICATE_MAX:
+            raise CaMisbehaved(f"the CA's certificate chain is larger than {CERTIFICATE_MAX >> 10} KiB")
+        return answer.body
+
+    async def _post(
+        self, url: str, payload: dict[str, Any] | None, what: str, *, by_key: bool = False, repeatable: bool = True
+    ) -> Answer:
+        body = b"" if payload is None else msgspec.json.encode(payload)
+        kid = None if by_key else self._kid
+        return await self._connection.post(url, body, what, self.key, kid, repeatable=repeatable)
+
+    def _fetched(self, answer: Answer) -> Fetched:
+        return Fetched(url=answer.url, body=answer.body, retry_after=self._connection.pace(answer))
+
+    def _located(self, answer: Answer, what: str) -> Fetched:
+        location = answer.header("location")
+        if not location:
+            raise CaMisbehaved(f"the CA's answer to {what} has no Location")
+        return msgspec.structs.replace(self._fetched(answer), url=location)
+
+
+async def _bounded(response: aiohttp.ClientResponse, what: str) -> bytes:
+    # One read may return less than there is; the limit holds for the sum (a CA may stream for ever).
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.content.iter_any():
+        size += len(chunk)
+        if size > BODY_MAX:
+            raise CaMisbehaved(f"the CA's answer to {what} is larger than {BODY_MAX >> 20} MiB")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _translated(error: Exception, what: str) -> ScaivaultError:
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return CaUnavailable(
+                f"the CA's TLS certificate is not trusted ({error.certificate_error}); for a private CA give "
+                "ca_certificates_pem with the account or [acme] trust_files"
+            )
+        case aiohttp.ClientConnectorError():
+            return CaUnavailable(f"no connection to {error.host}:{error.port} for {what}: {error.os_error}")
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
+            return CaUnavailable(f"the CA dropped the connection during {what}")
+        case TimeoutError():
+            return CaUnavailable(f"the CA did not answer {what} in time")
+        case aiohttp.ClientError() | ValueError():
+            # aiohttp raises ValueError for header lines it cannot hold.
+            return CaMisbehaved(f"the CA's answer to {what} is not valid HTTP ({type(error).__name__})")
+        case _:
+            return CaUnavailable(f"no connection for {what}: {error}")
+
+
+def _tls_context(trust_files: Sequence[Path], ca_certificates_pem: str | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    for path in trust_files:
+        context.load_verify_locations(cafile=path)
+    if ca_certificates_pem:
+        context.load_verify_locations(cadata=ca_certificates_pem)
+    return context
+
+
+class CaPool:
+    """The connections of this process, one for each directory and set of trusted roots."""
+
+    def __init__(
+        self,
+        settings: CaSettings,
+        *,
+        guard: AddressGuard,
+        clock: Clock,
+        randomness: Randomness,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._settings = settings
+        self._guard = guard
+        self._clock = clock
+        self._randomness = randomness
+        self._log = log
+        self._connections: dict[tuple[str, str | None], CaConnection] = {}
+
+    def client(
+        self, directory_url: str, ca_certificates_pem: str | None, key: AccountKey, kid: str | None
+    ) -> AcmeClient:
+        """An account's client; connections and nonces are shared with all accounts at the same directory."""
+        return AcmeClient(self._connection(directory_url, ca_certificates_pem), key, kid)
+
+    async def check_directory(self, url: str) -> None:
+        """Refuse a directory URL at an address that is not open to callers; raises InvalidRequest."""
+        await self._guard.check_directory(url)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for connection in self._connections.values():
+            await connection.close()
+        self._connections.clear()
+
+    def _connection(self, directory_url: str, ca_certificates_pem: str | None) -> CaConnection:
+        key = (directory_url, ca_certificates_pem)
+        if key not in self._connections:
+            self._connections[key] = CaConnection(
+                directory_url,
+                ca_certificates_pem,
+                self._settings,
+                guard=self._guard,
+                clock=self._clock,
+                randomness=self._randomness,
+                log=self._log,
+            )
+        return self._connections[key]

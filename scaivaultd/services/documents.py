@@ -1,0 +1,147 @@
+"""Documents by kind: where each lives in the store, how it is encoded, what it can be found by."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import msgspec
+
+from scaivaultd.model.names import name_set_key
+from scaivaultd.model.resources import (
+    Account,
+    AccountName,
+    Certificate,
+    IdempotentResult,
+    NamePointer,
+    Order,
+    SealedKey,
+)
+from scaivaultd.model.storage import ABSENT, Put
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from scaivaultd.model.names import Identifier
+    from scaivaultd.model.resources import KeyType
+    from scaivaultd.services.ports import Store
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+IDEMPOTENCY_SECONDS = 24 * 3600.0
+
+
+class Versioned(msgspec.Struct, Generic[T], frozen=True):
+    """A document and the revision it was read or written at."""
+
+    value: T
+    revision: int
+
+
+class Listing(msgspec.Struct, Generic[T], frozen=True):
+    """One page of documents; `next_cursor` is the id to go on behind, None at the end."""
+
+    items: tuple[Versioned[T], ...]
+    next_cursor: str | None
+
+
+class Shelf(Generic[T]):
+    """All documents of one kind."""
+
+    def __init__(
+        self, prefix: str, kind: type[T], id_of: Callable[[T], str], index_of: Callable[[T], Mapping[str, str]]
+    ) -> None:
+        self._prefix = f"{prefix}/"
+        self._decoder = msgspec.json.Decoder(kind)
+        self._encoder = msgspec.json.Encoder()
+        self._id_of = id_of
+        self._index_of = index_of
+
+    def key(self, resource_id: str) -> str:
+        """Where the document of that id lives."""
+        return f"{self._prefix}{resource_id}"
+
+    def put(self, value: T, expect_revision: int | None = ABSENT, *, ttl_seconds: float | None = None) -> Put:
+        """The change that writes it; by default it must be new."""
+        return Put(
+            key=self.key(self._id_of(value)),
+            document=self._encoder.encode(value),
+            expect_revision=expect_revision,
+            ttl_seconds=ttl_seconds,
+            index=self._index_of(value),
+        )
+
+    def put_at(self, resource_id: str, value: T, expect_revision: int, ttl_seconds: float | None = None) -> Put:
+        """The same for kinds whose documents do not carry their own id."""
+        return Put(
+            key=self.key(resource_id),
+            document=self._encoder.encode(value),
+            expect_revision=expect_revision,
+            ttl_seconds=ttl_seconds,
+        )
+
+    async def get(self, store: Store, resource_id: str) -> Versioned[T] | None:
+        """Read one document."""
+        if not _is_word(resource_id):
+            return None
+        stored = await store.get(self.key(resource_id))
+        return None if stored is None else Versioned(self._decoder.decode(stored.document), stored.revision)
+
+    async def page(
+        self, store: Store, *, where: Mapping[str, str | None], cursor: str | None, limit: int
+    ) -> Listing[T]:
+        """Read a page; pairs of `where` whose value is None do not filter."""
+        page = await store.scan(
+            self._prefix,
+            where={name: value for name, value in where.items() if value is not None},
+            after=None if cursor is None else self.key(cursor),
+            limit=limit,
+        )
+        items = tuple(Versioned(self._decoder.decode(each.document), each.revision) for each in page.items)
+        cursor = None if page.next_cursor is None else page.next_cursor.removeprefix(self._prefix)
+        return Listing(items=items, next_cursor=cursor)
+
+    async def all(self, store: Store, **where: str) -> Sequence[Versioned[T]]:
+        """Read every document that matches, page by page."""
+        found: list[Versioned[T]] = []
+        cursor: str | None = None
+        while True:
+            page = await self.page(store, where=where, cursor=cursor, limit=500)
+            found.extend(page.items)
+            if (cursor := page.next_cursor) is None:
+                return found
+
+
+ACCOUNTS: Shelf[Account] = Shelf("account", Account, lambda each: each.id, lambda each: {"status": each.status})
+KEYS: Shelf[SealedKey] = Shelf("key", SealedKey, lambda each: each.id, lambda _: {})
+ORDERS: Shelf[Order] = Shelf(
+    "order", Order, lambda each: each.id, lambda each: {"status": each.status, "account": each.account_id}
+)
+CERTIFICATES: Shelf[Certificate] = Shelf(
+    "certificate",
+    Certificate,
+    lambda each: each.id,
+    lambda each: {f"domain:{name}": "yes" for name in each.identifiers},
+)
+ACCOUNT_NAMES: Shelf[AccountName] = Shelf("account_name", AccountName, lambda each: digest(each.name), lambda _: {})
+NAME_POINTERS: Shelf[NamePointer] = Shelf("name", NamePointer, lambda _: "", lambda _: {})
+IDEMPOTENCY: Shelf[IdempotentResult] = Shelf("idempotency", IdempotentResult, lambda _: "", lambda _: {})
+
+
+def digest(*parts: str | bytes) -> str:
+    """A short key for texts of any length and alphabet."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        hasher.update(len(data).to_bytes(8, "big") + data)
+    return hasher.hexdigest()[:40]
+
+
+def name_pointer_id(identifiers: Sequence[Identifier], key_type: KeyType) -> str:
+    """Where the pointer to the current certificate of a name set lives; each key type has its own."""
+    return f"{name_set_key(identifiers)}.{key_type}"
+
+
+def _is_word(text: str) -> bool:
+    # Ids come from callers; a key must stay one word below its prefix.
+    return 0 < len(text) <= 200 and all(character.isalnum() or character in "._-" for character in text)

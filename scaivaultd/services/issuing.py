@@ -1,0 +1,292 @@
+"""Orders: accepted here, pursued by jobs, found again after any stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from scaivaultd.api import events
+from scaivaultd.api import messages as m
+from scaivaultd.model.errors import (
+    CaRefused,
+    CaUnavailable,
+    Conflict,
+    FieldError,
+    NotFound,
+    RateLimited,
+    RevisionConflict,
+    ScaivaultError,
+    StorageUnavailable,
+    UnsupportedChallenge,
+)
+from scaivaultd.model.ids import OrderId
+from scaivaultd.model.names import parse_identifiers, require_provable
+from scaivaultd.model.resources import UNFINISHED, IdempotentResult, Order
+from scaivaultd.model.storage import ABSENT
+from scaivaultd.services import setbacks
+from scaivaultd.services.documents import IDEMPOTENCY, IDEMPOTENCY_SECONDS, ORDERS, Versioned, digest
+from scaivaultd.services.jobs import outcome_of
+from scaivaultd.services.pursuit import Parked, Pursuit, Superseded, Tools
+from scaivaultd.services.setbacks import Memory
+from scaivaultd.services.waiting import wait_for
+
+if TYPE_CHECKING:
+    from scaivaultd.api.commands import RequestContext
+    from scaivaultd.model.resources import Account
+    from scaivaultd.services.jobs import Jobs
+
+BACKLOG_MAX = 20_000
+_STORAGE_PAUSE_SECONDS = 5.0
+_ACCOUNT_TROUBLE = ("accountDoesNotExist", "unauthorized")
+
+
+class Issuing:
+    """Handlers of `pki.acme.issue` and `pki.acme.orders.*`, and the job behind every unfinished order."""
+
+    def __init__(self, tools: Tools, jobs: Jobs, *, orders_per_ca: int, patience_seconds: float) -> None:
+        self._tools = tools
+        self._store = tools.store
+        self._clock = tools.clock
+        self._jobs = jobs
+        self._patience_seconds = patience_seconds
+        self._places: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(orders_per_ca))
+
+    async def issue(self, request: m.Issue, context: RequestContext) -> m.OrderReply:
+        """Handle `pki.acme.issue`."""
+        order_id = await self._accept(request, context)
+        self._start(order_id)
+        order = await wait_for(
+            self._store,
+            ORDERS,
+            order_id,
+            request.wait_seconds,
+            lambda each: bool(each.challenges) or each.status != "pending",
+        )
+        return _reply(order)
+
+    async def get(self, request: m.OrderById, context: RequestContext) -> m.OrderReply:
+        """Handle `pki.acme.orders.get`."""
+        order = await ORDERS.get(self._store, request.order_id)
+        if order is None:
+            raise NotFound(f"there is no order {request.order_id[:100]!r}")
+        return _reply(order.value)
+
+    async def list(self, request: m.ListOrders, context: RequestContext) -> m.OrderList:
+        """Handle `pki.acme.orders.list`."""
+        where = {"status": request.status, "account": request.account_id}
+        page = await ORDERS.page(self._store, where=where, cursor=request.cursor, limit=request.limit)
+        return m.OrderList(items=[_reply(each.value) for each in page.items], next_cursor=page.next_cursor)
+
+    async def resume(self) -> None:
+        """Go on with every order that has not ended: by its state at the CA, not by our memory."""
+        for status in UNFINISHED:
+            for order in await ORDERS.all(self._store, status=status):
+                self._start(order.value.id)
+
+    async def _accept(self, request: m.Issue, context: RequestContext) -> OrderId:
+        """Write order, step 1: the caller hears of an order only when it is written down."""
+        key = context.idempotency_key
+        asked = digest(msgspec.json.encode(msgspec.structs.replace(request, wait_seconds=0)))
+        for _ in range(2):
+            if key is not None and (made := await self._made_before(key, asked)):
+                return made
+            order = await self._order(request, context)
+            changes = [ORDERS.put(order)]
+            if key is not None:
+                result = IdempotentResult(resource_id=order.id, request_digest=asked)
+                changes.append(IDEMPOTENCY.put_at(_idempotency_id(key), result, ABSENT, IDEMPOTENCY_SECONDS))
+            try:
+                await self._store.commit(changes)
+            except RevisionConflict:
+                continue  # the same request came twice at once: the other one's order is the answer
+            self._tools.log.info(
+                "order.accepted",
+                order_id=order.id,
+                account_id=order.account_id,
+                names=[str(each) for each in order.identifiers],
+                request_id=context.request_id,
+            )
+            return order.id
+        raise Conflict("the Idempotency-Key is in use by another request at this moment; ask again")
+
+    async def _made_before(self, key: str, asked: str) -> OrderId | None:
+        made = await IDEMPOTENCY.get(self._store, _idempotency_id(key))
+        if made is None:
+            return None
+        if made.value.request_digest != asked:
+            raise Conflict("this Idempotency-Key was used for another request within the last 24 hours")
+        return OrderId(made.value.resource_id)
+
+    async def _order(self, request: m.Issue, context: RequestContext) -> Order:
+        account = (await self._tools.accounts.load(request.account_id)).value
+        _require_usable(account)
+        identifiers = parse_identifiers(request.domains, public_ca=account.provider != "custom")
+        require_provable(identifiers, request.challenge_type)
+        self._require_solver(request.challenge_type)
+        if len(self._jobs) >= BACKLOG_MAX:
+            raise RateLimited(f"{len(self._jobs)} orders are under way already; ask again later", 60)
+        now = self._clock.now()
+        return Order(
+            id=self._tools.ids.order(),
+            account_id=account.id,
+            identifiers=identifiers,
+            challenge_type=request.challenge_type,
+            key_type=request.key_type,
+            auto_renew=request.auto_renew,
+            status="pending",
+            created_at=now,
+            give_up_at=now + timedelta(seconds=self._patience_seconds),
+            request_id=context.request_id,
+        )
+
+    def _require_solver(self, challenge_type: str) -> None:
+        if challenge_type not in self._tools.solvers:
+            there = ", ".join(sorted(self._tools.solvers)) or "none"
+            detail = f"no installed plugin solves {challenge_type}; there is {there}"
+            raise UnsupportedChallenge(detail, [FieldError(pointer="/challenge_type", code="no_solver", detail=detail)])
+
+    def _start(self, order_id: OrderId) -> None:
+        self._jobs.start(f"order {order_id}", lambda: self._pursue(order_id))
+
+    async def _pursue(self, order_id: OrderId) -> None:
+        """The job: attempt after attempt, with the pauses that the order itself remembers."""
+        while True:
+            try:
+                current = await self._load(order_id)
+                if current.value.status not in UNFINISHED:
+                    return
+                await self._sleep_until_due(current.value)
+                await self._attempt(order_id)
+            except StorageUnavailable as error:
+                self._tools.log.warning("order.store_unavailable", order_id=order_id, detail=error.detail)
+                await self._clock.sleep(_STORAGE_PAUSE_SECONDS)
+            except Superseded:
+                self._tools.log.info("order.superseded", order_id=order_id)
+                return
+
+    async def _attempt(self, order_id: OrderId) -> None:
+        account = await self._account_of(order_id)
+        async with self._places[account.directory_url]:
+            # Another look after the wait: the account may be registered by now, or gone.
+            current = await self._load(order_id)
+            account = await self._account_of(order_id)
+            log = self._tools.log.bind(order_id=order_id)
+            try:
+                error = await outcome_of(self._run(current, account), log, let_pass=(Parked, Superseded))
+            except Parked as parked:
+                await self._park(order_id, parked.seconds)
+                return
+            if isinstance(error, StorageUnavailable):
+                raise error
+            if error is not None:
+                await self._examine(account, error)
+                await self._set_back(order_id, error)
+
+    async def _run(self, current: Versioned[Order], account: Account) -> None:
+        _require_registered(account)
+        client = await self._tools.accounts.client(account)
+        await Pursuit(self._tools, current, client).run()
+
+    async def _account_of(self, order_id: OrderId) -> Account:
+        order = await self._load(order_id)
+        return (await self._tools.accounts.load(order.value.account_id)).value
+
+    async def _examine(self, account: Account, error: ScaivaultError) -> None:
+        if isinstance(error, CaRefused) and error.problem and error.problem.name in _ACCOUNT_TROUBLE:
+            try:
+                await self._tools.accounts.examine(account)
+            except ScaivaultError as further:
+                self._tools.log.warning("account.not_examined", account_id=account.id, detail=further.detail)
+
+    async def _park(self, order_id: OrderId, seconds: float) -> None:
+        current = await self._load(order_id)
+        next_try_at = self._clock.now() + timedelta(seconds=seconds)
+        changed = msgspec.structs.replace(current.value, next_try_at=next_try_at)
+        await self._store.commit([ORDERS.put(changed, current.revision)])
+        self._tools.log.info("order.parked", order_id=order_id, next_try_at=next_try_at.isoformat())
+
+    async def _set_back(self, order_id: OrderId, error: ScaivaultError) -> None:
+        current = await self._load(order_id)
+        order, now = current.value, self._clock.now()
+        memory = Memory(attempt=order.attempt, misbehaved=order.misbehaved, give_up_at=order.give_up_at)
+        verdict = setbacks.judge(error, memory, now=now, fraction=self._tools.randomness.fraction())
+        failed = verdict.next_try_at is None
+        changed = msgspec.structs.replace(
+            order,
+            status="invalid" if failed else order.status,
+            owner=None if failed else order.owner,
+            error=verdict.trouble,
+            attempt=verdict.attempt,
+            misbehaved=verdict.misbehaved,
+            next_try_at=verdict.next_try_at,
+        )
+        await self._store.commit(
+            [ORDERS.put(changed, current.revision)], [events.order_failed(changed, now)] if failed else []
+        )
+        log = self._tools.log.error if failed else self._tools.log.warning
+        log(
+            "order.failed" if failed else "order.set_back",
+            order_id=order_id,
+            error_code=error.code,
+            detail=error.detail,
+            attempt=verdict.attempt,
+            next_try_at=verdict.next_try_at and verdict.next_try_at.isoformat(),
+        )
+
+    async def _sleep_until_due(self, order: Order) -> None:
+        if order.next_try_at is not None:
+            await self._clock.sleep((order.next_try_at - self._clock.now()).total_seconds())
+
+    async def _load(self, order_id: OrderId) -> Versioned[Order]:
+        order = await ORDERS.get(self._store, order_id)
+        if order is None:
+            raise NotFound(f"order {order_id} is gone")
+        return order
+
+
+def _idempotency_id(key: str) -> str:
+    return digest("pki.acme.issue", key)
+
+
+def _require_usable(account: Account) -> None:
+    if account.status in ("invalid", "deactivated"):
+        raise Conflict(f"account {account.id} is {account.status}; no certificate can be ordered with it")
+
+
+def _require_registered(account: Account) -> None:
+    if account.status == "pending":
+        raise CaUnavailable(f"account {account.id} is not registered at its CA yet")
+    if account.status != "valid":
+        raise CaRefused(f"account {account.id} is {account.status}")
+
+
+def _reply(order: Order) -> m.OrderReply:
+    return m.OrderReply(
+        order_id=order.id,
+        account_id=order.account_id,
+        status=order.status,
+        domains=[str(each) for each in order.identifiers],
+        challenge_type=order.challenge_type,
+        key_type=order.key_type,
+        auto_renew=order.auto_renew,
+        challenges=[
+            m.ChallengeReply(
+                domain=each.identifier,
+                type=each.type,
+                status=each.status,
+                token=each.token,
+                key_authorization=each.key_authorization,
+            )
+            for each in order.challenges
+        ],
+        created_at=order.created_at,
+        certificate_id=order.certificate_id,
+        not_after=order.not_after,
+        attempt=order.attempt,
+        next_try_at=order.next_try_at,
+        error=order.error,
+    )

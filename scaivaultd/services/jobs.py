@@ -1,0 +1,89 @@
+"""Jobs: work that outlives the request which started it. A job's failure never ends the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypeVar
+
+from scaivaultd.model.errors import Internal, ScaivaultError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    from structlog.typing import FilteringBoundLogger
+
+T = TypeVar("T")
+
+
+class Jobs:
+    """Owns the tasks of all jobs, at most one for each name."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        self._log = log
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._closing = False
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start `work` unless a job of that name runs already, or the daemon is stopping."""
+        if self._closing or name in self._tasks:
+            return
+        task = asyncio.create_task(self._bounded(name, work), name=name)
+        self._tasks[name] = task
+        task.add_done_callback(lambda _: self._tasks.pop(name, None))
+
+    async def close(self, grace_seconds: float) -> None:
+        """Cancel all jobs and wait for them: what they have committed stands, the rest is done again after a restart.
+
+        Jobs in a step that must not be torn get `grace_seconds` to end it.
+        """
+        self._closing = True
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace_seconds)
+
+    async def _bounded(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await work()
+        except Exception:  # noqa: BLE001 - the job boundary: one broken job must not take the daemon down
+            self._log.exception("job.failed", job=name)
+
+
+async def outcome_of(
+    attempt: Coroutine[Any, Any, None], log: FilteringBoundLogger, *, let_pass: tuple[type[Exception], ...] = ()
+) -> ScaivaultError | None:
+    """Run one attempt of a job and return what it failed with, None when it did not fail.
+
+    An error nobody foresaw becomes `Internal`: the log has its text, the resource a hint where to look.
+    """
+    try:
+        await attempt
+    except let_pass:
+        raise
+    except ScaivaultError as error:
+        return error
+    except Exception:
+        log.exception("job.attempt_failed")
+        return Internal("an unexpected error; the daemon's log tells more at this time under job.attempt_failed")
+    return None
+
+
+async def unbroken(step: Coroutine[Any, Any, T], grace_seconds: float) -> T:
+    """Run a step that should not be torn by a cancellation: it gets `grace_seconds` more to end.
+
+    For steps whose half is worse than nothing, such as asking for a new order and writing down its URL.
+    The cancellation is raised afterwards all the same.
+    """
+    task = asyncio.ensure_future(step)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        _, pending = await asyncio.wait({task}, timeout=grace_seconds)
+        for unfinished in pending:
+            unfinished.cancel()
+        raise

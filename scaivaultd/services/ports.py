@@ -1,0 +1,189 @@
+"""What services need of their neighbours, as Protocols; `daemon.py` plugs the real ones in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from scaivaultd.acme.signing import AccountKey
+    from scaivaultd.model.names import Identifier
+    from scaivaultd.model.storage import Change, Changed, OutboxEvent, Page, Stored
+
+
+class Lease(Protocol):
+    """A name held for a while by one holder; only for liveness, the fence is the revision of a document."""
+
+    @property
+    def name(self) -> str:
+        """What is held."""
+        ...
+
+    async def renew(self) -> bool:
+        """Hold it for another full `ttl_seconds` from now; False when somebody else has it meanwhile."""
+        ...
+
+    async def release(self) -> None:
+        """Give it up at once. A lease that is no longer ours is left alone."""
+        ...
+
+
+class Store(Protocol):
+    """The store contract. Keys are `/`-separated words of `[A-Za-z0-9._-]`; documents are bytes.
+
+    Every method raises `StorageUnavailable` when the medium fails; the store recovers by itself
+    when the medium does.
+    """
+
+    async def get(self, key: str) -> Stored | None:
+        """The document at `key` as last committed, or None."""
+        ...
+
+    async def scan(
+        self,
+        prefix: str,
+        *,
+        where: Mapping[str, str] | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        """Documents whose key starts with `prefix`, in key order, all pairs of `where` among their index.
+
+        `after` is a `next_cursor` of an earlier page (or any key): the page starts behind it.
+        """
+        ...
+
+    async def commit(self, changes: Sequence[Change], events: Sequence[OutboxEvent] = ()) -> Mapping[str, int]:
+        """Apply all changes and queue all events, or nothing; returns the new revision of each key put.
+
+        When this returns, everything is on stable storage. A caller that is cancelled while it
+        waits does not know whether the commit happened; it either did as a whole or not at all.
+
+        Raises:
+            RevisionConflict: a change expected another revision. Nothing was applied.
+            StorageUnavailable: the medium failed (full, I/O error). Nothing was applied.
+        """
+        ...
+
+    def watch(self, prefix: str) -> AbstractAsyncContextManager[AsyncIterator[Changed]]:
+        """Changes under `prefix` from the moment the context is entered, in commit order, without gaps
+        except: a watcher that lags far behind sees only the latest state of each key.
+        """
+        ...
+
+    async def lease(self, name: str, holder: str, ttl_seconds: float) -> Lease | None:
+        """Take the lease `name`; None while another holder has it. The same holder gets it again."""
+        ...
+
+
+class Sealer(Protocol):
+    """Seals private keys and other secrets before they reach any store (AES-256-GCM envelope).
+
+    `place` says where the value lives (`key/key_01...` and a field): it is bound into the seal, so
+    a sealed value copied to another record does not open.
+    """
+
+    def seal(self, plaintext: bytes, place: str, field: str) -> bytes:
+        """Encrypt under a fresh data key."""
+        ...
+
+    def open(self, sealed: bytes, place: str, field: str) -> bytes:
+        """Decrypt what `seal` made for the same place.
+
+        Raises:
+            Internal: wrong place, wrong master key, or damaged data; the text never holds plaintext.
+        """
+        ...
+
+
+class Fetched(Protocol):
+    """A resource of a CA as read: where it lives, its bytes, when to ask again."""
+
+    @property
+    def url(self) -> str:
+        """Its Location, else the URL that was asked."""
+        ...
+
+    @property
+    def body(self) -> bytes:
+        """The document, not judged yet."""
+        ...
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds the CA wants us to wait before asking about it again."""
+        ...
+
+
+class CaClient(Protocol):
+    """One account's view of its CA. Errors: CaRefused, CaMisbehaved, CaUnavailable, BackendRateLimited."""
+
+    @property
+    def key(self) -> AccountKey:
+        """The account key."""
+        ...
+
+    async def register(
+        self,
+        *,
+        contacts: Sequence[str],
+        terms_of_service_agreed: bool,
+        eab_key_id: str | None = None,
+        eab_hmac_key: bytes | None = None,
+    ) -> Fetched:
+        """newAccount; finds the account this key has already."""
+        ...
+
+    async def find_account(self) -> str | None:
+        """The URL of the account this key has already, or None."""
+        ...
+
+    async def new_order(self, identifiers: Sequence[Identifier]) -> Fetched:
+        """newOrder, never repeated by itself."""
+        ...
+
+    async def order(self, url: str) -> Fetched:
+        """Read an order."""
+        ...
+
+    async def authorization(self, url: str) -> Fetched:
+        """Read an authorization."""
+        ...
+
+    async def respond(self, challenge_url: str) -> Fetched:
+        """Tell the CA to validate."""
+        ...
+
+    async def finalize(self, url: str, csr_der: bytes) -> Fetched:
+        """Send the CSR, never repeated by itself."""
+        ...
+
+    async def certificate(self, url: str) -> bytes:
+        """Download the chain, unjudged."""
+        ...
+
+
+class Cas(Protocol):
+    """The CAs, as far as this process talks to them."""
+
+    def client(self, directory_url: str, ca_certificates_pem: str | None, key: AccountKey, kid: str | None) -> CaClient:
+        """An account's client."""
+        ...
+
+    async def check_directory(self, url: str) -> None:
+        """Refuse a directory URL at an address that is not open to callers; raises InvalidRequest."""
+        ...
+
+
+class Secrets(Protocol):
+    """Reads secrets by reference at the moment of use."""
+
+    def check(self, reference: str) -> None:
+        """Refuse a reference that is malformed or not allowed; raises InvalidRequest."""
+        ...
+
+    async def read(self, reference: str) -> str:
+        """The secret's text; raises SecretNotFound naming the reference only."""
+        ...

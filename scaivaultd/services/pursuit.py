@@ -1,0 +1,484 @@
+"""One attempt at one order: does what `acme/issuance.next_step` says, in the write order that survives kill -9.
+
+Every step that asks something of the CA is written down first, or can be found again by asking the
+CA (`docs/architecture.md`, write order). A commit that meets another revision means that somebody
+else has the order now: the attempt ends without a word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from scaivaultd.acme import issuance, wire, x509
+from scaivaultd.acme.issuance import AnswerAgain, Download, Finalize, GiveUp, PollOrder, Prove, Read, View
+from scaivaultd.acme.signing import key_authorization_for
+from scaivaultd.api import events
+from scaivaultd.model.errors import (
+    CaMisbehaved,
+    CaRefused,
+    CaUnavailable,
+    Internal,
+    RevisionConflict,
+    Timeout,
+)
+from scaivaultd.model.resources import Certificate, Challenge, NamePointer, Order, SealedKey, Trouble
+from scaivaultd.model.storage import ABSENT
+from scaivaultd.plugin import ChallengeResponse
+from scaivaultd.services.documents import CERTIFICATES, KEYS, NAME_POINTERS, ORDERS, Versioned, name_pointer_id
+from scaivaultd.services.jobs import unbroken
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping, Sequence
+    from datetime import datetime
+
+    from structlog.typing import FilteringBoundLogger
+
+    from scaivaultd.acme.wire import Authorization
+    from scaivaultd.model.clock import Clock, Randomness
+    from scaivaultd.model.ids import IdMaker, NodeId
+    from scaivaultd.model.storage import Change, OutboxEvent
+    from scaivaultd.plugin import ChallengeSolver
+    from scaivaultd.services.accounts import Accounts
+    from scaivaultd.services.ports import CaClient, Fetched, Sealer, Store
+
+T = TypeVar("T")
+
+SIDE_BY_SIDE = 8
+"""Requests of one order at once: more would cost a nonce fetch each and gain nothing."""
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 10.0
+PARK_SECONDS = 60.0
+"""A CA that wants a longer pause gets it without the order holding a place in the CA's queue."""
+PRESENT_SECONDS = 300.0
+CLEAN_UP_SECONDS = 10.0
+GRACE_SECONDS = 3.0
+DOUBTS_MAX = 3
+PROCESSING_PATIENCE = timedelta(hours=24)
+"""Some CAs process for hours; an order in that state is kept, never replaced by a new one (RFC 8555 section 7.4)."""
+
+
+class Parked(Exception):
+    """The CA wants a long pause; nothing is wrong."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"parked for {seconds:.0f} s")
+        self.seconds = seconds
+
+
+class Superseded(Exception):
+    """Somebody else changed the order: it is theirs now."""
+
+
+class Tools(msgspec.Struct, frozen=True, kw_only=True):
+    """What every attempt works with."""
+
+    store: Store
+    sealer: Sealer
+    accounts: Accounts
+    solvers: Mapping[str, ChallengeSolver]
+    ids: IdMaker
+    clock: Clock
+    randomness: Randomness
+    log: FilteringBoundLogger
+    node_id: NodeId
+
+
+class Pursuit:
+    """An attempt, from claiming the order to its end or the next setback.
+
+    `order` is always the order as last committed. `run` raises `ScaivaultError` for a setback,
+    `Parked` for a pause, `Superseded` when the order has another owner.
+    """
+
+    def __init__(self, tools: Tools, order: Versioned[Order], client: CaClient) -> None:
+        self._tools = tools
+        self._clock = tools.clock
+        self._log = tools.log.bind(order_id=order.value.id, attempt=order.value.attempt + 1)
+        self._current = order
+        self._client = client
+        self._solver = tools.solvers[order.value.challenge_type]
+        self._presented: dict[str, ChallengeResponse] = {}
+        self._view: View | None = None
+        self._pause_seconds = FIRST_PAUSE_SECONDS
+        self._retry_after: float | None = None
+        self._doubts = 0
+
+    @property
+    def order(self) -> Order:
+        """The order as last committed."""
+        return self._current.value
+
+    async def run(self) -> None:
+        """Pursue the order to `valid` or `invalid`."""
+        await self._claim()
+        self._view = View(order=await self._ca_order(), challenge_type=self.order.challenge_type)
+        try:
+            while await self._take(issuance.next_step(self._view)):
+                pass
+        finally:
+            await self._clean_up()
+
+    async def _take(self, step: issuance.Step) -> bool:
+        """Do one step; False when the order has reached its end."""
+        match step:
+            case Read(urls):
+                await self._read(urls)
+            case Prove(pairs):
+                await self._prove([challenge for _, challenge in pairs], [each.identifier for each, _ in pairs])
+            case AnswerAgain(challenges):
+                await self._pause()
+                await self._respond(challenges)
+            case PollOrder():
+                await self._poll()
+            case Finalize():
+                await self._finalize()
+            case Download(url):
+                await self._download(url)
+                return False
+            case GiveUp(trouble):
+                await self._give_up(trouble)
+                return False
+        return True
+
+    # Write order, steps 2 and 3: the order is ours, and its key exists before anything is asked of the CA.
+    async def _claim(self) -> None:
+        changes: list[Change] = []
+        key_id = self.order.key_id
+        if key_id is None:
+            key_id = self._tools.ids.key()
+            private_key = await asyncio.to_thread(x509.make_key, self.order.key_type)
+            changes.append(
+                KEYS.put(
+                    SealedKey(
+                        id=key_id,
+                        key_type=self.order.key_type,
+                        sealed=self._tools.sealer.seal(private_key, KEYS.key(key_id), "private_key"),
+                        created_at=self._clock.now(),
+                    )
+                )
+            )
+        await self._commit(
+            changes, owner=self._tools.node_id, epoch=self.order.epoch + 1, key_id=key_id, next_try_at=None
+        )
+
+    # Step 4: one issuance, one newOrder; a known order is looked at, never made again.
+    async def _ca_order(self) -> wire.Order:
+        if self.order.url is None:
+            return await unbroken(self._new_order(), GRACE_SECONDS)
+        try:
+            fetched = await self._client.order(self.order.url)
+        except CaRefused as refusal:
+            if refusal.problem is None or refusal.problem.status not in (404, 410):
+                raise
+            self._log.warning("order.gone_at_ca", url=self.order.url)
+            await self._commit(url=None, finalize_url=None, certificate_url=None, challenges=())
+            raise CaMisbehaved("the CA does not know its own order any more; a new one will be made") from refusal
+        return self._seen(fetched)
+
+    async def _new_order(self) -> wire.Order:
+        fetched = await self._client.new_order(self.order.identifiers)
+        ca_order = wire.order_from(fetched.body)
+        await self._commit(url=fetched.url, finalize_url=ca_order.finalize, expires_at=ca_order.expires)
+        self._log.info("order.created", url=fetched.url)
+        return ca_order
+
+    def _seen(self, fetched: Fetched) -> wire.Order:
+        self._retry_after = fetched.retry_after
+        return wire.order_from(fetched.body)
+
+    async def _refresh(self) -> None:
+        assert self.order.url is not None
+        seen = self._seen(await self._client.order(self.order.url))
+        if seen.status != self._state.order.status:
+            self._pause_seconds = FIRST_PAUSE_SECONDS
+        self._look(order=seen)
+
+    async def _read(self, urls: Sequence[str]) -> None:
+        settled = self._state.order.status == "invalid"
+        read = await _side_by_side([self._authorization(url) for url in urls])
+        kept = () if settled else self._state.authorizations
+        self._look(authorizations=(*kept, *read), settled=settled)
+
+    async def _authorization(self, url: str) -> Authorization:
+        return wire.authorization_from((await self._client.authorization(url)).body, url)
+
+    # Step 5: what will be answered is written down before it is presented, presented before it is answered.
+    async def _prove(self, challenges: Sequence[wire.Challenge], identifiers: Sequence[str]) -> None:
+        responses = {
+            challenge.url: ChallengeResponse(
+                identifier=identifier,
+                type=challenge.type,
+                token=challenge.token or "",
+                key_authorization=key_authorization_for(challenge.token or "", self._client.key),
+            )
+            for challenge, identifier in zip(challenges, identifiers, strict=True)
+        }
+        await self._journal(challenges, responses)
+        self._presented.update(responses)
+        try:
+            async with asyncio.timeout(PRESENT_SECONDS):
+                await _side_by_side([self._solver.present(response) for response in responses.values()])
+        except TimeoutError as error:
+            raise Timeout(f"the challenges were not in place after {PRESENT_SECONDS:.0f} s") from error
+        self._look(responses={**self._state.responses, **dict.fromkeys(responses, 0)})
+        # One that the CA is working on already (after a restart) must only be there again.
+        await self._respond([challenge for challenge in challenges if challenge.status == "pending"])
+
+    async def _journal(self, challenges: Sequence[wire.Challenge], responses: Mapping[str, ChallengeResponse]) -> None:
+        known = {each.url for each in self.order.challenges}
+        new = tuple(
+            Challenge(
+                identifier=responses[each.url].identifier,
+                type=each.type,
+                url=each.url,
+                status=each.status,
+                token=each.token or "",
+                key_authorization=responses[each.url].key_authorization,
+            )
+            for each in challenges
+            if each.url not in known
+        )
+        if new:
+            await self._commit(challenges=(*self.order.challenges, *new))
+
+    async def _respond(self, challenges: Sequence[wire.Challenge]) -> None:
+        answered = await _side_by_side([self._respond_to(challenge) for challenge in challenges])
+        counted = dict(self._state.responses)
+        for challenge in challenges:
+            counted[challenge.url] = counted.get(challenge.url, 0) + 1
+        self._look(responses=counted, authorizations=_with_challenges(self._state.authorizations, answered))
+        self._pause_seconds = FIRST_PAUSE_SECONDS
+
+    async def _respond_to(self, challenge: wire.Challenge) -> wire.Challenge:
+        try:
+            fetched = await self._client.respond(challenge.url)
+        except CaRefused as refusal:
+            # It may be decided already, and a decided challenge takes no answer: what does the CA show now?
+            now = await self._challenge_now(challenge)
+            if now == challenge:
+                raise
+            self._log.debug("challenge.decided_meanwhile", detail=refusal.detail)
+            return now
+        return wire.challenge_from(fetched.body) or challenge
+
+    async def _challenge_now(self, challenge: wire.Challenge) -> wire.Challenge:
+        for authorization in self._state.authorizations:
+            if any(each.url == challenge.url for each in authorization.challenges):
+                seen = await self._authorization(authorization.url)
+                return next((each for each in seen.challenges if each.url == challenge.url), challenge)
+        return challenge
+
+    async def _poll(self) -> None:
+        await self._pause()
+        await self._refresh()
+        if self._state.order.status in ("ready", "processing") and self.order.status != self._state.order.status:
+            await self._commit(status=self._state.order.status)
+
+    async def _pause(self) -> None:
+        # The CA's Retry-After beats our own pace; never ask earlier.
+        wanted = self._pause_seconds if self._retry_after is None else self._retry_after
+        self._retry_after = None
+        if self._clock.now() >= self._patience_end():
+            raise Timeout(f"the CA still shows the order as {self._state.order.status}; no more patience")
+        if wanted > PARK_SECONDS:
+            raise Parked(wanted)
+        self._pause_seconds = min(self._pause_seconds * 1.8, LONGEST_PAUSE_SECONDS)
+        await self._clock.sleep(wanted)
+
+    def _patience_end(self) -> datetime:
+        if self._state.order.status == "processing":
+            return self.order.created_at + PROCESSING_PATIENCE
+        return self.order.give_up_at
+
+    # Step 6: the CSR of the stored key; after any doubt the order is read, and decides.
+    async def _finalize(self) -> None:
+        url = self._state.order.finalize or self.order.finalize_url
+        if url is None:
+            raise CaMisbehaved("the CA's order has no finalize URL")
+        csr = x509.csr_der(await self._private_key(), self.order.identifiers)
+        try:
+            fetched = await self._client.finalize(url, csr)
+            self._look(order=self._seen(fetched))
+        except (CaUnavailable, CaMisbehaved) as doubt:
+            await self._doubt(doubt)
+        except CaRefused as refusal:
+            if refusal.problem is None or refusal.problem.name != "orderNotReady":
+                raise
+            await self._doubt(refusal)
+        self._pause_seconds = FIRST_PAUSE_SECONDS
+        if self._state.order.status == "processing" and self.order.status != "processing":
+            await self._commit(status="processing")
+
+    async def _doubt(self, error: CaRefused | CaUnavailable) -> None:
+        self._doubts += 1
+        if self._doubts > DOUBTS_MAX:
+            raise error
+        self._log.info("order.finalize_doubtful", detail=error.detail)
+        await self._clock.sleep(self._pause_seconds * (1 + self._tools.randomness.fraction()))
+        await self._refresh()
+
+    async def _private_key(self) -> bytes:
+        key_id = self.order.key_id
+        stored = await KEYS.get(self._tools.store, key_id) if key_id else None
+        if key_id is None or stored is None:
+            raise Internal(f"the private key of order {self.order.id} is missing from the store")
+        return self._tools.sealer.open(stored.value.sealed, KEYS.key(key_id), "private_key")
+
+    # Step 7: judged, then certificate, name pointer, order and event in one commit.
+    async def _download(self, url: str) -> None:
+        if self.order.certificate_url is None:
+            await self._commit(certificate_url=url, status="processing")
+        body = await self._certificate_body(url)
+        now = self._clock.now()
+        chain = x509.check_chain(body, await self._private_key(), self.order.identifiers, now)
+        if not chain.has_authority_key_identifier:
+            self._log.warning("certificate.no_authority_key_identifier", serial_number=chain.serial_number)
+        certificate = self._certificate(chain)
+        await self._store_certificate(certificate)
+        self._log.info(
+            "certificate.issued",
+            certificate_id=certificate.id,
+            names=[str(each) for each in certificate.identifiers],
+            serial_number=certificate.serial_number,
+            not_after=certificate.not_after.isoformat(),
+        )
+
+    async def _certificate_body(self, url: str) -> bytes:
+        for pause in (0.2, 0.5, 1.0, 2.0):
+            try:
+                return await self._client.certificate(url)
+            except CaUnavailable as unavailable:
+                # The URL may lag behind the order's state.
+                self._log.debug("certificate.not_there_yet", detail=unavailable.detail)
+                await self._clock.sleep(pause)
+        return await self._client.certificate(url)
+
+    def _certificate(self, chain: x509.Chain) -> Certificate:
+        assert self.order.key_id is not None
+        return Certificate(
+            id=self._tools.ids.certificate(),
+            order_id=self.order.id,
+            account_id=self.order.account_id,
+            identifiers=self.order.identifiers,
+            challenge_type=self.order.challenge_type,
+            key_type=self.order.key_type,
+            key_id=self.order.key_id,
+            version=1,
+            status="valid",
+            auto_renew=self.order.auto_renew,
+            serial_number=chain.serial_number,
+            fingerprint_sha256=chain.fingerprint_sha256,
+            issuer=chain.issuer,
+            not_before=chain.not_before,
+            not_after=chain.not_after,
+            chain_pem=chain.pem,
+            created_at=self._clock.now(),
+        )
+
+    async def _store_certificate(self, certificate: Certificate) -> None:
+        pointer_id = name_pointer_id(certificate.identifiers, certificate.key_type)
+        pointer = NamePointer(certificate_id=certificate.id, version=certificate.version)
+        while True:
+            held = await NAME_POINTERS.get(self._tools.store, pointer_id)
+            revision = ABSENT if held is None else held.revision
+            try:
+                await self._commit(
+                    [CERTIFICATES.put(certificate), NAME_POINTERS.put_at(pointer_id, pointer, revision)],
+                    [events.certificate_issued(certificate, self.order, self._clock.now())],
+                    status="valid",
+                    owner=None,
+                    certificate_id=certificate.id,
+                    not_after=certificate.not_after,
+                    error=None,
+                    challenges=self._final_challenges("valid"),
+                )
+                return
+            except RevisionConflict as conflict:
+                if conflict.key != NAME_POINTERS.key(pointer_id):
+                    raise
+                # Another order for the same names was faster by a moment: the pointer moves on to ours.
+
+    async def _give_up(self, trouble: Trouble) -> None:
+        failed = msgspec.structs.replace(
+            self.order, status="invalid", owner=None, error=trouble, challenges=self._final_challenges("invalid")
+        )
+        await self._commit(
+            (),
+            [events.order_failed(failed, self._clock.now())],
+            status=failed.status,
+            owner=None,
+            error=failed.error,
+            challenges=failed.challenges,
+        )
+        self._log.error("order.failed", error_code=trouble.code, detail=trouble.detail)
+
+    def _final_challenges(self, fallback: str) -> tuple[Challenge, ...]:
+        """The journalled challenges with the state the CA showed last; decided ones never look pending."""
+        shown = {each.url: each.status for found in self._state.authorizations for each in found.challenges}
+        states = {
+            each.url: fallback if shown.get(each.url, "pending") in ("pending", "processing") else shown[each.url]
+            for each in self.order.challenges
+        }
+        return tuple(msgspec.structs.replace(each, status=states[each.url]) for each in self.order.challenges)
+
+    # Step 8: whatever the outcome, what we put in place goes away.
+    async def _clean_up(self) -> None:
+        if self._presented:
+            await unbroken(self._clean_up_all(), CLEAN_UP_SECONDS)
+
+    async def _clean_up_all(self) -> None:
+        try:
+            async with asyncio.timeout(CLEAN_UP_SECONDS):
+                await _side_by_side([self._solver.clean_up(each) for each in self._presented.values()])
+        except TimeoutError:
+            self._log.warning("challenge.clean_up_timed_out")
+        self._presented.clear()
+
+    @property
+    def _state(self) -> View:
+        assert self._view is not None
+        return self._view
+
+    def _look(self, **changes: Any) -> None:
+        self._view = msgspec.structs.replace(self._state, **changes)
+
+    async def _commit(self, changes: Sequence[Change] = (), queued: Sequence[OutboxEvent] = (), **fields: Any) -> None:
+        order = msgspec.structs.replace(self.order, **fields)
+        key = ORDERS.key(order.id)
+        try:
+            revisions = await self._tools.store.commit([*changes, ORDERS.put(order, self._current.revision)], queued)
+        except RevisionConflict as conflict:
+            if conflict.key == key:
+                raise Superseded from conflict
+            raise
+        self._current = Versioned(order, revisions[key])
+
+
+async def _side_by_side(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all, a few at a time; the first error cancels the rest and is raised as itself."""
+    gate = asyncio.Semaphore(SIDE_BY_SIDE)
+
+    async def gated(one: Coroutine[Any, Any, T]) -> T:
+        async with gate:
+            return await one
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(gated(one)) for one in work]
+    except BaseExceptionGroup as several:
+        raise several.exceptions[0] from several
+    return [task.result() for task in tasks]
+
+
+def _with_challenges(
+    authorizations: Sequence[Authorization], changed: Sequence[wire.Challenge]
+) -> tuple[Authorization, ...]:
+    by_url = {each.url: each for each in changed}
+    return tuple(
+        msgspec.structs.replace(found, challenges=tuple(by_url.get(each.url, each) for each in found.challenges))
+        for found in authorizations
+    )

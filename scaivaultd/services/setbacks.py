@@ -1,0 +1,93 @@
+"""What follows from an error: try again when, or give up. Pure; the memory stands in the order itself."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import msgspec
+
+from scaivaultd.model.errors import (
+    BackendRateLimited,
+    CaMisbehaved,
+    CaRefused,
+    CaUnavailable,
+    Internal,
+    ScaivaultError,
+    Timeout,
+)
+from scaivaultd.model.resources import Trouble
+
+MISBEHAVED_MAX = 5
+"""How often a CA may break the protocol in one order before we believe it means it."""
+
+_PAUSES_SECONDS = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0)
+_RATE_LIMIT_PAUSE_SECONDS = 60.0
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """How it went so far: setbacks in all, those that were the CA's misbehaviour, and the end of patience."""
+
+    attempt: int
+    misbehaved: int
+    give_up_at: datetime
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do: `next_try_at` None means it has failed for good."""
+
+    trouble: Trouble
+    attempt: int
+    misbehaved: int
+    next_try_at: datetime | None
+
+
+def judge(error: ScaivaultError, memory: Memory, *, now: datetime, fraction: float) -> Verdict:
+    """Weigh an error against what was before; `fraction` in [0, 1) is the jitter's chance."""
+    attempt = memory.attempt + 1
+    misbehaved = memory.misbehaved + isinstance(error, CaMisbehaved | Internal)
+    next_try_at: datetime | None = None
+    if _may_retry(error, misbehaved):
+        next_try_at = now + timedelta(seconds=_pause(error, attempt, fraction))
+        # A CA that names a time beyond our patience has said no.
+        if next_try_at > memory.give_up_at:
+            next_try_at = None
+    return Verdict(
+        trouble=trouble_of(error, next_try_at),
+        attempt=attempt,
+        misbehaved=misbehaved,
+        next_try_at=next_try_at,
+    )
+
+
+def trouble_of(error: ScaivaultError, retry_at: datetime | None) -> Trouble:
+    """The error as it is kept and shown."""
+    problem = error.problem if isinstance(error, CaRefused) else None
+    limited = isinstance(error, BackendRateLimited)
+    return Trouble(
+        code=error.code,
+        detail=error.detail,
+        retryable=retry_at is not None,
+        acme=problem,
+        limit=problem.detail if limited and problem is not None else None,
+        retry_after=error.retry_after if isinstance(error, BackendRateLimited | CaUnavailable) else None,
+        retry_at=retry_at or (error.retry_at if isinstance(error, BackendRateLimited) else None),
+    )
+
+
+def _may_retry(error: ScaivaultError, misbehaved: int) -> bool:
+    match error:
+        case CaMisbehaved() | Internal():
+            return misbehaved < MISBEHAVED_MAX
+        case Timeout():
+            return False
+        case _:
+            return error.retryable
+
+
+def _pause(error: ScaivaultError, attempt: int, fraction: float) -> float:
+    pause = _PAUSES_SECONDS[min(attempt, len(_PAUSES_SECONDS)) - 1]
+    if isinstance(error, BackendRateLimited):
+        pause = max(pause, _RATE_LIMIT_PAUSE_SECONDS) if error.retry_after is None else error.retry_after
+    elif isinstance(error, CaUnavailable) and error.retry_after is not None:
+        pause = max(pause, error.retry_after)
+    return pause * (1 + 0.25 * fraction)
