@@ -32,7 +32,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """What the CA shows of one order.
 
     `authorizations` are those read so far, `settled` whether they were read after the order had
-    become invalid, `responses` how often each challenge (by URL) was answered by this process.
+    become invalid, `responses` how often each challenge (by URL) was answered by this process; 0 means presented only.
     """
 
     order: Order
@@ -113,7 +113,7 @@ def _prove(view: View) -> Step:
     unanswered = tuple(
         (each, challenge)
         for each, challenge in chosen
-        if challenge.status == "pending" and not view.responses.get(challenge.url)
+        if challenge.status in _UNDECIDED and challenge.url not in view.responses
     )
     return Prove(unanswered) if unanswered else PollOrder()
 

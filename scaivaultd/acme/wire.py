@@ -18,8 +18,8 @@ from scaivaultd.model.errors import CaMisbehaved, Problem
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_TEXT_LIMIT = 2_000
-_PROBLEM_DEPTH = 3
+_TEXT_LIMIT = 1_000
+_PROBLEM_DEPTH = 2
 _SUBPROBLEM_LIMIT = 100
 _JSON = msgspec.json.Decoder()
 

@@ -35,7 +35,6 @@ from scaivaultd.services import setbacks
 from scaivaultd.services.documents import ACCOUNT_NAMES, ACCOUNTS, KEYS, Versioned, digest
 from scaivaultd.services.jobs import outcome_of
 from scaivaultd.services.setbacks import Memory
-from scaivaultd.services.waiting import wait_for
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from scaivaultd.model.ids import IdMaker
     from scaivaultd.services.jobs import Jobs
     from scaivaultd.services.ports import CaClient, Cas, Sealer, Secrets, Store
+    from scaivaultd.services.waiting import Waiting
 
 ACCOUNT_KEY_TYPE: KeyType = "ec-p256"
 _EMAIL = re.compile(r"[^\s@,?&<>\"]+@[^\s@,?&<>\"]+")
@@ -62,6 +62,7 @@ class Accounts:
         cas: Cas,
         secrets: Secrets,
         jobs: Jobs,
+        waiting: Waiting,
         ids: IdMaker,
         clock: Clock,
         randomness: Randomness,
@@ -73,6 +74,7 @@ class Accounts:
         self._cas = cas
         self._secrets = secrets
         self._jobs = jobs
+        self._waiting = waiting
         self._ids = ids
         self._clock = clock
         self._randomness = randomness
@@ -83,8 +85,8 @@ class Accounts:
         """Handle `pki.acme.accounts.create`."""
         account_id = await self._accept(request)
         self._start(account_id)
-        account = await wait_for(
-            self._store, ACCOUNTS, account_id, request.wait_seconds, lambda each: each.status != "pending"
+        account = await self._waiting.until(
+            ACCOUNTS, account_id, request.wait_seconds, lambda each: each.status != "pending"
         )
         if account.status == "invalid" and account.error is not None:
             raise _as_error(account)

@@ -32,12 +32,12 @@ from scaivaultd.services.documents import IDEMPOTENCY, IDEMPOTENCY_SECONDS, ORDE
 from scaivaultd.services.jobs import outcome_of
 from scaivaultd.services.pursuit import Parked, Pursuit, Superseded, Tools
 from scaivaultd.services.setbacks import Memory
-from scaivaultd.services.waiting import wait_for
 
 if TYPE_CHECKING:
     from scaivaultd.api.commands import RequestContext
     from scaivaultd.model.resources import Account
     from scaivaultd.services.jobs import Jobs
+    from scaivaultd.services.waiting import Waiting
 
 BACKLOG_MAX = 20_000
 _STORAGE_PAUSE_SECONDS = 5.0
@@ -47,11 +47,14 @@ _ACCOUNT_TROUBLE = ("accountDoesNotExist", "unauthorized")
 class Issuing:
     """Handlers of `pki.acme.issue` and `pki.acme.orders.*`, and the job behind every unfinished order."""
 
-    def __init__(self, tools: Tools, jobs: Jobs, *, orders_per_ca: int, patience_seconds: float) -> None:
+    def __init__(
+        self, tools: Tools, jobs: Jobs, waiting: Waiting, *, orders_per_ca: int, patience_seconds: float
+    ) -> None:
         self._tools = tools
         self._store = tools.store
         self._clock = tools.clock
         self._jobs = jobs
+        self._waiting = waiting
         self._patience_seconds = patience_seconds
         self._places: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(orders_per_ca))
 
@@ -59,8 +62,7 @@ class Issuing:
         """Handle `pki.acme.issue`."""
         order_id = await self._accept(request, context)
         self._start(order_id)
-        order = await wait_for(
-            self._store,
+        order = await self._waiting.until(
             ORDERS,
             order_id,
             request.wait_seconds,

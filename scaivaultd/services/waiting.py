@@ -1,4 +1,4 @@
-"""Waiting for a document to change, with a deadline."""
+"""Waiting for a document to change: with a deadline, and no longer than the daemon takes requests."""
 
 from __future__ import annotations
 
@@ -18,26 +18,43 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-async def wait_for(store: Store, shelf: Shelf[T], resource_id: str, seconds: float, reached: Callable[[T], bool]) -> T:
-    """The document once `reached` holds, or as it stands when `seconds` are over; raises NotFound."""
-    async with store.watch(shelf.key(resource_id)) as changes:
-        # Watch first, look second: nothing that happens in between is missed.
-        value = await _load(store, shelf, resource_id)
-        if reached(value) or seconds <= 0:
-            return value
-        try:
-            async with asyncio.timeout(seconds):
-                async for _ in changes:
-                    value = await _load(store, shelf, resource_id)
-                    if reached(value):
-                        return value
-        except TimeoutError:
-            pass
-    return await _load(store, shelf, resource_id)
+class Waiting:
+    """Every wait of a request for work that goes on without it."""
 
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._deadlines: set[asyncio.Timeout] = set()
+        self._over = False
 
-async def _load(store: Store, shelf: Shelf[T], resource_id: str) -> T:
-    found = await shelf.get(store, resource_id)
-    if found is None:
-        raise NotFound(f"{resource_id} is gone")
-    return found.value
+    def end(self) -> None:
+        """Let every wait end at once with what there is: the daemon stops, and callers shall have their answer."""
+        self._over = True
+        for deadline in self._deadlines:
+            deadline.reschedule(asyncio.get_running_loop().time())
+
+    async def until(self, shelf: Shelf[T], resource_id: str, seconds: float, reached: Callable[[T], bool]) -> T:
+        """The document once `reached` holds, or as it stands when `seconds` are over; raises NotFound."""
+        async with self._store.watch(shelf.key(resource_id)) as changes:
+            # Watch first, look second: nothing that happens in between is missed.
+            value = await self._load(shelf, resource_id)
+            if reached(value) or seconds <= 0 or self._over:
+                return value
+            deadline = asyncio.timeout(seconds)
+            self._deadlines.add(deadline)
+            try:
+                async with deadline:
+                    async for _ in changes:
+                        value = await self._load(shelf, resource_id)
+                        if reached(value):
+                            return value
+            except TimeoutError:
+                pass
+            finally:
+                self._deadlines.discard(deadline)
+        return await self._load(shelf, resource_id)
+
+    async def _load(self, shelf: Shelf[T], resource_id: str) -> T:
+        found = await shelf.get(self._store, resource_id)
+        if found is None:
+            raise NotFound(f"{resource_id} is gone")
+        return found.value

@@ -1,0 +1,60 @@
+# The two commands: `make demo` and `make test`. Both make .venv from the hashed lock and find what they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := scaivaultd plugins contrib_dns tests bench
+
+.PHONY: demo test check bench clean lock docs venv packages help
+.DEFAULT_GOAL := help
+
+help: ## Show this help
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: venv packages ## From a fresh checkout to a certificate; KEEP=1 leaves it running
+	@$(BIN)/scaivaultd demo $(if $(KEEP),--keep)
+
+test: venv packages ## The whole test suite, with real servers
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: venv ## Lint, types, architecture, lock and docs drift
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/architecture tests/test_drift.py
+
+bench: venv packages ## Measure against peers; prints figures, decides nothing
+	@for bench in bench/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+docs: venv ## Write the generated reference pages anew
+	$(BIN)/python -m scaivaultd.reference docs/reference
+
+lock: ## Resolve the dependencies anew (needs uv)
+	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 \
+	    --generate-hashes --no-emit-index-url --no-header --upgrade -o requirements.lock
+
+clean: ## Remove everything that make has made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "scaivaultd needs Python 3.11 or later; this is `$(PYTHON) -V 2>&1`. Say: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -x $(BIN)/pip || $(MAKE) --no-print-directory $(VENV)
+	@echo "installing Python packages from requirements.lock ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Debian's python3 comes without ensurepip: the package python3-venv brings it.
+$(VENV):
+	@rm -rf $(VENV)
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || .ci/debian-packages python3-venv
+	@$(PYTHON) -m venv $(VENV)
+
+packages:
+	@command -v pebble >/dev/null && command -v pebble-challtestsrv >/dev/null || .ci/debian-packages pebble
+	@command -v openssl >/dev/null || .ci/debian-packages openssl

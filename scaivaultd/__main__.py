@@ -1,0 +1,108 @@
+"""`scaivaultd`: the daemon's own commands. Imports the daemon only where it is about to run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from scaivaultd import __version__
+from scaivaultd.model.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scaivaultd.settings import Mistake, Settings
+
+EX_CONFIG = 78
+DEFAULT_CONFIG = Path("/etc/scaivaultd/scaivaultd.toml")
+
+_config_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    metavar="FILE",
+    help="The configuration file (TOML).",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="scaivaultd")
+def main() -> None:
+    """The ACME client of an organisation: certificates over NATS, renewed for years."""
+
+
+@main.command()
+@_config_option
+def serve(config_file: Path) -> None:
+    """Run the daemon in the foreground until SIGTERM or SIGINT."""
+    settings = _settings(config_file)
+    try:
+        asyncio.run(_serve(settings))
+    except* StartupError as errors:
+        error = errors.exceptions[0]
+        assert isinstance(error, StartupError)
+        click.echo(f"scaivaultd: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+@main.command("check-config")
+@_config_option
+def check_config(config_file: Path) -> None:
+    """Check the configuration and the files it names; exit code 78 when something is wrong."""
+    _settings(config_file)
+    click.echo(f"{config_file}: ok")
+
+
+@main.command()
+@click.option("--keep", is_flag=True, help="Leave the daemon running at the end, until Ctrl-C.")
+@click.option(
+    "--ca",
+    type=click.Choice(["auto", "pebble", "development"]),
+    default="auto",
+    show_default=True,
+    help="Which CA to use: Pebble from PATH, or the one built in.",
+)
+def demo(keep: bool, ca: str) -> None:
+    """Show it all on this machine: a CA, the daemon, a certificate, its event."""
+    from scaivaultd.demo.tour import run
+
+    sys.exit(run(keep=keep, ca=ca))
+
+
+def _settings(config_file: Path) -> Settings:
+    from scaivaultd.settings import SettingsError, check_files, load
+
+    try:
+        settings = load(config_file)
+        mistakes: Sequence[Mistake] = check_files(settings)
+    except SettingsError as error:
+        mistakes = error.mistakes
+    if mistakes:
+        for mistake in mistakes:
+            click.echo(str(mistake), err=True)
+        sys.exit(EX_CONFIG)
+    return settings
+
+
+async def _serve(settings: Settings) -> None:
+    from scaivaultd import logs
+    from scaivaultd.daemon import Daemon
+
+    log = logs.configure(settings.log.level, settings.log.format)
+    daemon = Daemon(settings, environment=os.environ, log=log)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.stop)
+    await daemon.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""The roof: makes every room, introduces neighbours to each other, and takes all down in order. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scaivaultd import __version__, plugin_manager, state
+from scaivaultd.api import commands
+from scaivaultd.api import messages as m
+from scaivaultd.api.dispatch import Dispatcher
+from scaivaultd.gateways.nats import NatsGateway
+from scaivaultd.gateways.nats_bus import BusSettings, NatsBus
+from scaivaultd.gateways.nats_credentials import CredentialsFile
+from scaivaultd.gateways.nats_server import NatsServerChild, find_server
+from scaivaultd.gateways.publisher import Publisher
+from scaivaultd.listeners.http01 import Http01Listener
+from scaivaultd.listeners.sockets import bind_all
+from scaivaultd.model.clock import SystemClock, SystemRandomness
+from scaivaultd.model.ids import IdMaker
+from scaivaultd.net.acme_http import CaPool, CaSettings
+from scaivaultd.net.guard import AddressGuard
+from scaivaultd.net.secrets import ReferencedSecrets
+from scaivaultd.plugin import SolverContext
+from scaivaultd.probes import probes
+from scaivaultd.services.accounts import Accounts
+from scaivaultd.services.certificates import Certificates
+from scaivaultd.services.issuing import Issuing
+from scaivaultd.services.jobs import Jobs
+from scaivaultd.services.pursuit import Tools
+from scaivaultd.services.system import System
+from scaivaultd.services.waiting import Waiting
+from scaivaultd.store.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from structlog.typing import FilteringBoundLogger
+
+    from scaivaultd.api.commands import Binding
+    from scaivaultd.model.clock import Clock, Randomness
+    from scaivaultd.plugin import ChallengeSolver
+    from scaivaultd.plugin_manager import Plugins
+    from scaivaultd.services.ports import Store
+    from scaivaultd.settings import Settings
+
+# Stopping takes less than ten seconds in all, whatever hangs.
+REQUESTS_GRACE_SECONDS = 3.0
+JOBS_GRACE_SECONDS = 3.5
+BUS_CLOSE_SECONDS = 1.0
+
+
+class Daemon:
+    """One running daemon. `run` ends after `stop`, or with the error of a permanent room that died."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        environment: Mapping[str, str],
+        log: FilteringBoundLogger,
+        clock: Clock | None = None,
+        randomness: Randomness | None = None,
+        wrap_store: Callable[[SqliteStore], Store] = lambda store: store,
+    ) -> None:
+        """`wrap_store` stands between the services and their store; the kill harness of the tests uses it."""
+        self._settings = settings
+        self._environment = environment
+        self._log = log
+        self._clock = clock or SystemClock()
+        self._randomness = randomness or SystemRandomness()
+        self._ids = IdMaker(self._clock, self._randomness)
+        self._wrap_store = wrap_store
+        self._stopping = asyncio.Event()
+        self._started_at = self._clock.now()
+        self.ready = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask the daemon to stop; may be called again and from a signal handler."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Run until stopped.
+
+        Raises:
+            StartupError: it cannot start; nothing is left running.
+        """
+        async with AsyncExitStack() as stack:
+            directory = state.StateDirectory(self._settings.state_dir)
+            stack.callback(directory.close)
+            sqlite = await SqliteStore.open(directory.path / "store.db", clock=self._clock, log=self._log)
+            stack.push_async_callback(sqlite.close)
+            await self._run_with(sqlite, self._wrap_store(sqlite), stack)
+        self._log.info("daemon.stopped")
+
+    async def _run_with(self, sqlite: SqliteStore, store: Store, stack: AsyncExitStack) -> None:
+        settings, log = self._settings, self._log
+        credentials = self._environment.get("CREDENTIALS_DIRECTORY")
+        credentials_directory = Path(credentials) if credentials else None
+        sealer = await state.unlock(
+            store,
+            settings.state_dir,
+            settings.secrets.master_key,
+            environment=self._environment,
+            credentials_directory=credentials_directory,
+            clock=self._clock,
+            log=log,
+        )
+        node_id = await state.node_id(store, self._ids)
+        listener = await self._open_listener(stack)
+        plugins = plugin_manager.load(log)
+        solvers = await self._open_solvers(plugins, listener, stack)
+        cas = CaPool(
+            CaSettings(
+                user_agent=f"scaivaultd/{__version__}",
+                trust_files=settings.acme.trust_files,
+            ),
+            guard=AddressGuard(settings.acme.private_directories),
+            clock=self._clock,
+            randomness=self._randomness,
+            log=log,
+        )
+        stack.push_async_callback(cas.close)
+        jobs = Jobs(log)
+        waiting = Waiting(store)
+        accounts = Accounts(
+            store=store,
+            sealer=sealer,
+            cas=cas,
+            secrets=ReferencedSecrets(
+                settings.secrets.allow,
+                environment=self._environment,
+                credentials_directory=credentials_directory,
+            ),
+            jobs=jobs,
+            waiting=waiting,
+            ids=self._ids,
+            clock=self._clock,
+            randomness=self._randomness,
+            log=log,
+            patience_seconds=settings.acme.order_timeout_seconds,
+        )
+        tools = Tools(
+            store=store,
+            sealer=sealer,
+            accounts=accounts,
+            solvers=solvers,
+            ids=self._ids,
+            clock=self._clock,
+            randomness=self._randomness,
+            log=log,
+            node_id=node_id,
+        )
+        issuing = Issuing(
+            tools,
+            jobs,
+            waiting,
+            orders_per_ca=settings.acme.orders_per_ca,
+            patience_seconds=settings.acme.order_timeout_seconds,
+        )
+        bus = await self._open_bus(stack)
+        publisher = Publisher(
+            bus,
+            sqlite,
+            events_root=settings.nats.events_root,
+            source=f"/scaivault/{node_id}",
+            clock=self._clock,
+            log=log,
+        )
+        system = System(
+            probes(store, bus, publisher, listener),
+            lambda: self._info(node_id, plugins, solvers, jobs),
+        )
+        certificates = Certificates(store=store, sealer=sealer, log=log)
+        gateway = NatsGateway(
+            bus,
+            Dispatcher(_bind(accounts, issuing, certificates, system), ids=self._ids, log=log),
+            root=settings.nats.subject_root,
+            version=__version__,
+            log=log,
+        )
+        await accounts.resume()
+        await issuing.resume()
+        try:
+            async with asyncio.TaskGroup() as rooms:
+                permanent = [rooms.create_task(self._serve(bus, gateway)), rooms.create_task(publisher.run())]
+                await self._stopping.wait()
+                log.info("daemon.stopping", orders_under_way=len(jobs))
+                waiting.end()
+                await gateway.close(REQUESTS_GRACE_SECONDS)
+                await jobs.close(JOBS_GRACE_SECONDS)
+                for task in permanent:
+                    task.cancel()
+        finally:
+            await jobs.close(JOBS_GRACE_SECONDS)
+
+    async def _serve(self, bus: NatsBus, gateway: NatsGateway) -> None:
+        if self._settings.nats.servers:
+            # An external server may be away for long; everything else is up already.
+            self._log.info("daemon.ready", nats="connecting", version=__version__)
+            self.ready.set()
+        await bus.connect()
+        await gateway.start()
+        if not self.ready.is_set():
+            self._log.info("daemon.ready", nats="embedded", version=__version__)
+            self.ready.set()
+
+    async def _open_listener(self, stack: AsyncExitStack) -> Http01Listener:
+        bound = bind_all(self._settings.http01.listen)
+        for entry in bound.skipped:
+            self._log.warning("http01.address_skipped", listen=entry.entry, reason=entry.reason)
+        listener = Http01Listener(bound.sockets, clock=self._clock, log=self._log)
+        await stack.enter_async_context(listener)
+        self._log.info("http01.listening", addresses=[f"{host}:{port}" for host, port in listener.addresses])
+        return listener
+
+    async def _open_solvers(
+        self, plugins: Plugins, listener: Http01Listener, stack: AsyncExitStack
+    ) -> dict[str, ChallengeSolver]:
+        solvers: dict[str, ChallengeSolver] = {}
+        for challenge_type, kind in plugins.solvers.items():
+            try:
+                solvers[challenge_type] = await stack.enter_async_context(kind.open(SolverContext(http01=listener)))
+            except Exception:  # noqa: BLE001 - a stranger's solver that does not open must not keep the daemon down
+                self._log.exception("plugin.solver_not_opened", solver=kind.name)
+        return solvers
+
+    async def _open_bus(self, stack: AsyncExitStack) -> NatsBus:
+        nats = self._settings.nats
+        if nats.servers:
+            settings = BusSettings(
+                servers=nats.servers,
+                credentials=CredentialsFile(nats.credentials_file) if nats.credentials_file else None,
+                tls_ca_file=nats.tls_ca_file,
+            )
+        else:
+            child = await stack.enter_async_context(
+                NatsServerChild(
+                    self._settings.state_dir,
+                    find_server(nats.server_path),
+                    clock=self._clock,
+                    randomness=self._randomness,
+                    log=self._log,
+                )
+            )
+            settings = BusSettings(servers=(child.url,), user=child.user, password=child.password.reveal)
+        bus = NatsBus(settings, clock=self._clock, log=self._log)
+        stack.push_async_callback(bus.close, BUS_CLOSE_SECONDS)
+        return bus
+
+    def _info(self, node: str, plugins: Plugins, solvers: Mapping[str, ChallengeSolver], jobs: Jobs) -> m.InfoReply:
+        return m.InfoReply(
+            version=__version__,
+            node_id=node,
+            started_at=self._started_at,
+            challenge_types=sorted(solvers),
+            plugins=[
+                m.PluginReply(
+                    name=each.name, distribution=each.distribution, version=each.version, refused=each.refused
+                )
+                for each in plugins.found
+            ],
+            orders_under_way=len(jobs),
+        )
+
+
+def _bind(accounts: Accounts, issuing: Issuing, certificates: Certificates, system: System) -> Sequence[Binding]:
+    return [
+        commands.CREATE_ACCOUNT.bind(accounts.create),
+        commands.LIST_ACCOUNTS.bind(accounts.list),
+        commands.GET_ACCOUNT.bind(accounts.get),
+        commands.ISSUE.bind(issuing.issue),
+        commands.LIST_ORDERS.bind(issuing.list),
+        commands.GET_ORDER.bind(issuing.get),
+        commands.LIST_CERTIFICATES.bind(certificates.list),
+        commands.GET_CERTIFICATE.bind(certificates.get),
+        commands.GET_PEM.bind(certificates.pem),
+        commands.GET_KEY.bind(certificates.key),
+        commands.HEALTH.bind(system.health),
+        commands.INFO.bind(system.info),
+    ]
