@@ -78,18 +78,21 @@ def demo(keep: bool, ca: str) -> None:
 
 
 def _settings(config_file: Path) -> Settings:
-    from scaivaultd.settings import SettingsError, check_files, load
+    """The settings, or the end of the process with every mistake on stderr."""
+    from scaivaultd.settings import SettingsError, load
+    from scaivaultd.settings_files import check_files
 
     try:
         settings = load(config_file)
-        mistakes: Sequence[Mistake] = check_files(settings)
+        mistakes: Sequence[Mistake] = check_files(settings, config_file)
     except SettingsError as error:
         mistakes = error.mistakes
-    if mistakes:
-        for mistake in mistakes:
-            click.echo(str(mistake), err=True)
-        sys.exit(EX_CONFIG)
-    return settings
+    else:
+        if not mistakes:
+            return settings
+    for mistake in mistakes:
+        click.echo(str(mistake), err=True)
+    sys.exit(EX_CONFIG)
 
 
 async def _serve(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""`scaivaultctl`: the administrator's tool. Imports nothing of NATS, aiohttp, acme or cryptography, to start at once."""
+"""`scaivaultctl`: the administrator's tool. Imports none of NATS, aiohttp, acme and cryptography, to start at once."""
 
 from __future__ import annotations
 

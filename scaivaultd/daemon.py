@@ -212,7 +212,8 @@ class Daemon:
         for entry in bound.skipped:
             self._log.warning("http01.address_skipped", listen=entry.entry, reason=entry.reason)
         listener = Http01Listener(bound.sockets, clock=self._clock, log=self._log)
-        await stack.enter_async_context(listener)
+        await listener.start()
+        stack.push_async_callback(listener.close)
         self._log.info("http01.listening", addresses=[f"{host}:{port}" for host, port in listener.addresses])
         return listener
 
@@ -231,7 +232,7 @@ class Daemon:
         nats = self._settings.nats
         if nats.servers:
             settings = BusSettings(
-                servers=nats.servers,
+                servers=tuple(server.reveal() for server in nats.servers),
                 credentials=CredentialsFile(nats.credentials_file) if nats.credentials_file else None,
                 tls_ca_file=nats.tls_ca_file,
             )

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 RESPONSES_MAX = 4
 """How often a challenge that stays pending with an error is answered again (smallstep CAs validate in the POST)."""
 
+SUBPROBLEMS_SHOWN = 5
+"""A hundred names with a hundred subproblems each would not fit into any message."""
+
 _UNDECIDED = ("pending", "processing")
 
 
@@ -179,7 +182,12 @@ def _trouble_of(failed: Sequence[Authorization], view: View) -> Trouble:
 def _from_subproblems(error: Problem | None) -> tuple[IdentifierTrouble, ...]:
     """Smaller CAs name the culprits only in the order's own error (RFC 8555 section 6.7.1)."""
     return tuple(
-        IdentifierTrouble(identifier=each.identifier, type=each.type, detail=each.detail, subproblems=each.subproblems)
+        IdentifierTrouble(
+            identifier=each.identifier,
+            type=each.type,
+            detail=each.detail,
+            subproblems=each.subproblems[:SUBPROBLEMS_SHOWN],
+        )
         for each in (error.subproblems if error else ())
         if each.identifier
     )
@@ -200,7 +208,7 @@ def _identifier_trouble(authorization: Authorization, wanted: str) -> Identifier
         challenge_type=blamed[0].type,
         type=problem.type,
         detail=problem.detail,
-        subproblems=problem.subproblems,
+        subproblems=problem.subproblems[:SUBPROBLEMS_SHOWN],
     )
 
 

@@ -23,7 +23,7 @@ from josepy.jwk import JWK, JWKEC, JWKRSA, JWKOct
 
 from scaivaultd.model.errors import CaMisbehaved, FieldError, InvalidRequest
 
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{22,512}")
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{22,128}")
 
 
 class _Header(acme.jws.Header):

