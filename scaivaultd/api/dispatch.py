@@ -77,7 +77,8 @@ class Dispatcher:
         except Exception:
             log.exception("request.failed")
             return _failed(e.Internal("an unexpected error; the log tells more under this request_id"), request_id)
-        log.info("request.answered")
+        # Reading is what everybody does all day; what changes something is the life of a certificate.
+        (log.debug if binding.command.method == "GET" else log.info)("request.answered")
         return Outgoing(body=body, status=binding.command.status, request_id=request_id)
 
     def refusal(self, error: e.ScaivaultError) -> Outgoing:

@@ -151,6 +151,7 @@ class Pebble:
     directory_url: str = ""
     trust_file: Path = Path()
     management_port: int = 0
+    dns_control_port: int = 0
     processes: list[Process] = field(default_factory=list)
 
     async def start(self) -> None:
@@ -178,6 +179,7 @@ class Pebble:
         for process in self.processes:
             process.start()
         self.directory_url = f"https://localhost:{port}/dir"
+        self.dns_control_port = control
         await until(lambda: answers(port), "Pebble listens")
         await until(lambda: answers(control), "pebble-challtestsrv listens")
 
