@@ -131,6 +131,7 @@ class Daemon:
             cas=cas,
             secrets=ReferencedSecrets(
                 settings.secrets.allow,
+                master_key=settings.secrets.master_key,
                 environment=self._environment,
                 credentials_directory=credentials_directory,
             ),

@@ -23,8 +23,8 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 # A multi-line string may end in up to two quotes of its own before the three that close it.
 _STRING = re.compile(
     r"""
-      \"{3} (?: \\. | [^\\] )*? \"{3,5} (?!\")
-    | '{3} .*? '{3,5} (?!')
+      \"{3} (?: \\. | [^\\] )*? \"{3,5}
+    | '{3} .*? '{3,5}
     | \" (?: \\. | [^\"\\] )* \"
     | ' [^']* '
     """,

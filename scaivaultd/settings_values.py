@@ -126,6 +126,8 @@ def _listen_address(text: str) -> ListenAddress:
     address = _address(host)
     if address is None:
         raise ValueError(f"{clip(text)} needs an IP address to listen on, not a name")
+    if "%" in address:
+        raise ValueError(f"{clip(text)} has a zone: no CA reaches an address that is valid on one link only")
     return ListenAddress(f"{address}:{_port(port, text, lowest=0)}")
 
 

@@ -25,8 +25,15 @@ class ReferencedSecrets:
     """Reads what references point to."""
 
     def __init__(
-        self, allow: Sequence[str], *, environment: Mapping[str, str], credentials_directory: Path | None
+        self,
+        allow: Sequence[str],
+        *,
+        master_key: str | None,
+        environment: Mapping[str, str],
+        credentials_directory: Path | None,
     ) -> None:
+        """`master_key` is where the master key is: no caller may name that, whatever is allowed."""
+        self._master_key = (master_key or "").replace("credential:", "cred:", 1)
         self._allow = tuple(allow)
         self._environment = environment
         self._credentials_directory = credentials_directory
@@ -41,7 +48,7 @@ class ReferencedSecrets:
             raise _refused(f"{reference!r} is no secret reference; write cred:NAME, file:/PATH or env:NAME")
         if reference.startswith("file:") and not _is_plain(reference.removeprefix("file:")):
             raise _refused(f"{reference!r}: give an absolute path without '..'")
-        if not any(self._covers(prefix, reference) for prefix in self._allow):
+        if reference == self._master_key or not any(self._covers(prefix, reference) for prefix in self._allow):
             raise _refused(
                 f"{reference!r} is not among the references callers may use; an administrator can add it to "
                 "[secrets] allow"

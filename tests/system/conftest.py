@@ -5,200 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import re
-import shutil
 import signal
-import socket
-import ssl
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import nats
+import nats.js.errors
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from nats.aio.client import Client
 
-START_SECONDS = 30.0
-
-
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@dataclass
-class Process:
-    """A child with its output in files, ended by its pid."""
-
-    arguments: list[str]
-    folder: Path
-    environment: dict[str, str] = field(default_factory=dict)
-    handle: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "log").open("ab") as log:
-            self.handle = subprocess.Popen(
-                self.arguments,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                cwd=self.folder,
-                env={**os.environ, **self.environment},
-            )
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "log").read_text(errors="replace")
-
-    @property
-    def pid(self) -> int:
-        assert self.handle is not None
-        return self.handle.pid
-
-    async def wait(self, seconds: float) -> int:
-        assert self.handle is not None
-        async with asyncio.timeout(seconds):
-            return await asyncio.to_thread(self.handle.wait, seconds)
-
-    async def stop(self, number: int = signal.SIGTERM, seconds: float = 15) -> int:
-        assert self.handle is not None
-        if self.handle.poll() is None:
-            self.handle.send_signal(number)
-        return await self.wait(seconds)
-
-    def is_alive(self) -> bool:
-        return self.handle is not None and self.handle.poll() is None
-
-
-async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = START_SECONDS) -> None:
-    """Ask a foreign server again and again whether it is up; it has no event to wait for."""
-    try:
-        async with asyncio.timeout(seconds):
-            while not await condition():  # noqa: ASYNC110 - a foreign process, see above
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"{what} within {seconds} s") from None
-
-
-async def answers(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return True
-
-
-def server_certificate(folder: Path) -> Path:
-    """A throw-away root and a certificate for localhost below it; returns the root's file."""
-    now = datetime.now(UTC)
-    root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    root_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Test HTTPS root")])
-
-    def builder(subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(root_name)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=2))
-        )
-
-    root = (
-        builder(root_name, root_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(root_key, hashes.SHA256())
-    )
-    leaf = (
-        builder(x509.Name([]), key.public_key())
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=True)
-        .sign(root_key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "root.pem").write_bytes(root.public_bytes(pem))
-    (folder / "cert.pem").write_bytes(leaf.public_bytes(pem))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return folder / "root.pem"
-
-
-@dataclass
-class Pebble:
-    """Debian's Pebble with its DNS server; every name resolves to 127.0.0.1."""
-
-    folder: Path
-    http01_port: int
-    environment: dict[str, str]
-    directory_url: str = ""
-    trust_file: Path = Path()
-    management_port: int = 0
-    dns_control_port: int = 0
-    processes: list[Process] = field(default_factory=list)
-
-    async def start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.trust_file = server_certificate(self.folder)
-        port, self.management_port, dns, control = free_port(), free_port(), free_port(), free_port()
-        configuration = {
-            "listenAddress": f"127.0.0.1:{port}",
-            "managementListenAddress": f"127.0.0.1:{self.management_port}",
-            "certificate": str(self.folder / "cert.pem"),
-            "privateKey": str(self.folder / "key.pem"),
-            "httpPort": self.http01_port,
-            "tlsPort": free_port(),
-            "ocspResponderURL": "",
-            "externalAccountBindingRequired": False,
-        }
-        (self.folder / "config.json").write_text(json.dumps({"pebble": configuration}))
-        challtestsrv = ["pebble-challtestsrv", "-defaultIPv6", "", "-dns01", f"127.0.0.1:{dns}"]
-        challtestsrv += ["-http01", "", "-https01", "", "-tlsalpn01", "", "-management", f"127.0.0.1:{control}"]
-        pebble = ["pebble", "-config", str(self.folder / "config.json"), "-dnsserver", f"127.0.0.1:{dns}"]
-        self.processes = [
-            Process(challtestsrv, self.folder / "dns"),
-            Process(pebble, self.folder / "pebble", self.environment),
-        ]
-        for process in self.processes:
-            process.start()
-        self.directory_url = f"https://localhost:{port}/dir"
-        self.dns_control_port = control
-        await until(lambda: answers(port), "Pebble listens")
-        await until(lambda: answers(control), "pebble-challtestsrv listens")
-
-    async def stop(self) -> None:
-        for process in self.processes:
-            await process.stop()
-
-    async def root_pem(self) -> bytes:
-        context = ssl.create_default_context(cafile=str(self.trust_file))
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(f"https://localhost:{self.management_port}/roots/0", ssl=context) as response,
-        ):
-            return await response.read()
-
-    @property
-    def requests(self) -> int:
-        """How many requests it has seen, by its log."""
-        return len(re.findall(r"^Pebble .* (?:GET|HEAD|POST) /", self.processes[1].log, re.MULTILINE))
+from scaivaultd.demo import pebble as pebble_program
+from scaivaultd.demo.pebble import Pebble
+from scaivaultd.demo.process import Process, free_port, until
 
 
 @dataclass
@@ -326,7 +148,7 @@ MakeDaemon = Callable[..., Awaitable[Daemon]]
 @pytest.fixture
 def make_pebble(stack: AsyncExitStack, tmp_path: Path) -> MakePebble:
     """Start a Pebble; keyword arguments are its environment (PEBBLE_VA_NOSLEEP and so on)."""
-    if shutil.which("pebble") is None or shutil.which("pebble-challtestsrv") is None:
+    if not pebble_program.is_installed():
         pytest.fail("Debian's package pebble is missing: `make test` installs it, or: apt-get install pebble")
 
     async def make(**environment: str) -> Pebble:

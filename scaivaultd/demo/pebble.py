@@ -1,0 +1,112 @@
+"""Pebble, the small CA for tests of Let's Encrypt, with its DNS server: every name resolves to 127.0.0.1."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from scaivaultd.demo.process import Process, free_port, listens, until
+from scaivaultd.model.clock import SystemClock
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+def is_installed() -> bool:
+    """Whether both programs of Debian's package `pebble` are there."""
+    return shutil.which("pebble") is not None and shutil.which("pebble-challtestsrv") is not None
+
+
+class Pebble:
+    """A running Pebble. `trust_file` vouches for its HTTPS; what it issues hangs below another, new root."""
+
+    def __init__(self, folder: Path, http01_port: int, environment: Mapping[str, str] | None = None) -> None:
+        """`environment` holds Pebble's switches (PEBBLE_VA_NOSLEEP and so on)."""
+        self.http01_port = http01_port
+        self._folder = folder
+        self._environment = environment or {}
+        port, self.management_port, self._dns_port, self.dns_control_port = (free_port() for _ in range(4))
+        self.directory_url = f"https://localhost:{port}/dir"
+        self.trust_file = folder / "root.pem"
+        self._port = port
+        self._dns = Process(self._dns_arguments(), folder / "dns")
+        self._pebble = Process(self._pebble_arguments(), folder / "pebble", self._environment)
+
+    async def start(self) -> None:
+        """Start both programs and wait until they listen."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _write_certificates(self._folder)
+        self._write_configuration()
+        for process in (self._dns, self._pebble):
+            process.start()
+        await until(lambda: listens(self.dns_control_port), "pebble-challtestsrv listens")
+        await until(lambda: listens(self._port), "Pebble listens")
+
+    async def stop(self) -> None:
+        """End both programs."""
+        for process in (self._pebble, self._dns):
+            await process.stop()
+
+    @property
+    def requests(self) -> int:
+        """How many requests it has seen, by its own log."""
+        return len(re.findall(r"^Pebble .* (?:GET|HEAD|POST) /", self._pebble.log, re.MULTILINE))
+
+    def _dns_arguments(self) -> list[str]:
+        off = ["-http01", "", "-https01", "", "-tlsalpn01", "", "-defaultIPv6", ""]
+        ports = ["-dns01", f"127.0.0.1:{self._dns_port}", "-management", f"127.0.0.1:{self.dns_control_port}"]
+        return ["pebble-challtestsrv", *off, *ports]
+
+    def _pebble_arguments(self) -> list[str]:
+        return ["pebble", "-config", str(self._folder / "config.json"), "-dnsserver", f"127.0.0.1:{self._dns_port}"]
+
+    def _write_configuration(self) -> None:
+        settings = {
+            "listenAddress": f"127.0.0.1:{self._port}",
+            "managementListenAddress": f"127.0.0.1:{self.management_port}",
+            "certificate": str(self._folder / "cert.pem"),
+            "privateKey": str(self._folder / "key.pem"),
+            "httpPort": self.http01_port,
+            "tlsPort": free_port(),
+            "ocspResponderURL": "",
+            "externalAccountBindingRequired": False,
+        }
+        (self._folder / "config.json").write_text(json.dumps({"pebble": settings}))
+
+
+def _write_certificates(folder: Path) -> None:
+    """A throw-away root (`root.pem`) and a certificate for localhost below it, for Pebble's HTTPS."""
+    root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    root_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Throw-away HTTPS root")])
+    now = SystemClock().now()
+
+    def signed(subject: x509.Name, public: ec.EllipticCurvePublicKey, extension: x509.ExtensionType) -> bytes:
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(root_name)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(days=7))
+            .add_extension(extension, critical=True)
+            .sign(root_key, hashes.SHA256())
+        )
+        return certificate.public_bytes(serialization.Encoding.PEM)
+
+    root = signed(root_name, root_key.public_key(), x509.BasicConstraints(ca=True, path_length=None))
+    leaf = signed(x509.Name([]), key.public_key(), x509.SubjectAlternativeName([x509.DNSName("localhost")]))
+    (folder / "root.pem").write_bytes(root)
+    (folder / "cert.pem").write_bytes(leaf)
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
