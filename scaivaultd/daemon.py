@@ -184,6 +184,9 @@ class Daemon:
         )
         await accounts.resume()
         await issuing.resume()
+        # Only now: whoever knocked since the sockets were bound waits in the backlog for an answer we have.
+        await listener.start()
+        log.info("http01.listening", addresses=[f"{host}:{port}" for host, port in listener.addresses])
         try:
             async with asyncio.TaskGroup() as rooms:
                 permanent = [rooms.create_task(self._serve(bus, gateway)), rooms.create_task(publisher.run())]
@@ -213,9 +216,7 @@ class Daemon:
         for entry in bound.skipped:
             self._log.warning("http01.address_skipped", listen=entry.entry, reason=entry.reason)
         listener = Http01Listener(bound.sockets, clock=self._clock, log=self._log)
-        await listener.start()
         stack.push_async_callback(listener.close)
-        self._log.info("http01.listening", addresses=[f"{host}:{port}" for host, port in listener.addresses])
         return listener
 
     async def _open_solvers(

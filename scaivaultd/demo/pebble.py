@@ -61,6 +61,12 @@ class Pebble:
         """How many requests it has seen, by its own log."""
         return len(re.findall(r"^Pebble .* (?:GET|HEAD|POST) /", self._pebble.log, re.MULTILINE))
 
+    @property
+    def accounts(self) -> int:
+        """How many accounts it has, by its own log."""
+        counts = re.findall(r"There are now (\d+) accounts in memory", self._pebble.log)
+        return int(counts[-1]) if counts else 0
+
     def _dns_arguments(self) -> list[str]:
         off = ["-http01", "", "-https01", "", "-tlsalpn01", "", "-defaultIPv6", ""]
         ports = ["-dns01", f"127.0.0.1:{self._dns_port}", "-management", f"127.0.0.1:{self.dns_control_port}"]

@@ -73,7 +73,7 @@ class Http01Limits(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     connections: int = 1024
-    per_network: int = 32
+    per_network: int = 256
     head_bytes: int = 4096
     head_lines: int = 64
     head_seconds: float = 5.0

@@ -30,7 +30,7 @@ from scaivaultd.model.storage import ABSENT
 from scaivaultd.services import setbacks
 from scaivaultd.services.documents import IDEMPOTENCY, IDEMPOTENCY_SECONDS, ORDERS, Versioned, digest
 from scaivaultd.services.jobs import outcome_of
-from scaivaultd.services.pursuit import Parked, Pursuit, Superseded, Tools
+from scaivaultd.services.pursuit import Parked, Presence, Pursuit, Superseded, Tools, journalled
 from scaivaultd.services.setbacks import Memory
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Issuing:
     async def issue(self, request: m.Issue, context: RequestContext) -> m.OrderReply:
         """Handle `pki.acme.issue`."""
         order_id = await self._accept(request, context)
-        self._start(order_id)
+        self._start(order_id, Presence(self._tools.solvers[request.challenge_type], self._tools.log))
         order = await self._waiting.until(
             ORDERS,
             order_id,
@@ -87,7 +87,21 @@ class Issuing:
         """Go on with every order that has not ended: by its state at the CA, not by our memory."""
         for status in UNFINISHED:
             for order in await ORDERS.all(self._store, status=status):
-                self._start(order.value.id)
+                await self._resume(order.value)
+
+    async def _resume(self, order: Order) -> None:
+        log = self._tools.log.bind(order_id=order.id)
+        solver = self._tools.solvers.get(order.challenge_type)
+        if solver is None:
+            log.error("order.no_solver", challenge_type=order.challenge_type)
+            return
+        presence = Presence(solver, log, was_away=order.url is not None)
+        try:
+            # First of all, before any place in the CA's queue: the CA may be looking for it right now.
+            await presence.present(journalled(order))
+        except ScaivaultError as error:
+            log.warning("order.not_presented", detail=error.detail)
+        self._start(order.id, presence)
 
     async def _accept(self, request: m.Issue, context: RequestContext) -> OrderId:
         """Write order, step 1: the caller hears of an order only when it is written down."""
@@ -151,47 +165,64 @@ class Issuing:
             detail = f"no installed plugin solves {challenge_type}; there is {there}"
             raise UnsupportedChallenge(detail, [FieldError(pointer="/challenge_type", code="no_solver", detail=detail)])
 
-    def _start(self, order_id: OrderId) -> None:
-        self._jobs.start(f"order {order_id}", lambda: self._pursue(order_id))
+    def _start(self, order_id: OrderId, presence: Presence) -> None:
+        self._jobs.start(f"order {order_id}", lambda: self._pursue(order_id, presence))
 
-    async def _pursue(self, order_id: OrderId) -> None:
+    async def _pursue(self, order_id: OrderId, presence: Presence) -> None:
         """The job: attempt after attempt, with the pauses that the order itself remembers."""
+        try:
+            while await self._is_unfinished(order_id):
+                await self._attempt(order_id, presence)
+        except Superseded:
+            self._tools.log.info("order.superseded", order_id=order_id)
+        finally:
+            # Write order, step 8: whatever the outcome, what we put in place goes away.
+            await presence.clean_up()
+
+    async def _is_unfinished(self, order_id: OrderId) -> bool:
+        """Whether there is more to do; returns when it is due."""
         while True:
             try:
-                current = await self._load(order_id)
-                if current.value.status not in UNFINISHED:
-                    return
-                await self._sleep_until_due(current.value)
-                await self._attempt(order_id)
+                order = (await self._load(order_id)).value
             except StorageUnavailable as error:
-                self._tools.log.warning("order.store_unavailable", order_id=order_id, detail=error.detail)
-                await self._clock.sleep(_STORAGE_PAUSE_SECONDS)
-            except Superseded:
-                self._tools.log.info("order.superseded", order_id=order_id)
-                return
+                await self._wait_for_store(order_id, error)
+                continue
+            if order.next_try_at is not None:
+                await self._clock.sleep((order.next_try_at - self._clock.now()).total_seconds())
+            return order.status in UNFINISHED
 
-    async def _attempt(self, order_id: OrderId) -> None:
-        account = await self._account_of(order_id)
-        async with self._places[account.directory_url]:
-            # Another look after the wait: the account may be registered by now, or gone.
-            current = await self._load(order_id)
+    async def _wait_for_store(self, order_id: OrderId, error: StorageUnavailable) -> None:
+        self._tools.log.warning("order.store_unavailable", order_id=order_id, detail=error.detail)
+        await self._clock.sleep(_STORAGE_PAUSE_SECONDS)
+
+    async def _attempt(self, order_id: OrderId, presence: Presence) -> None:
+        try:
             account = await self._account_of(order_id)
-            log = self._tools.log.bind(order_id=order_id)
-            try:
-                error = await outcome_of(self._run(current, account), log, let_pass=(Parked, Superseded))
-            except Parked as parked:
-                await self._park(order_id, parked.seconds)
-                return
+            async with self._places[account.directory_url]:
+                error = await self._attempt_in_place(order_id, presence)
             if isinstance(error, StorageUnavailable):
-                raise error
-            if error is not None:
+                await self._wait_for_store(order_id, error)
+            elif error is not None:
                 await self._examine(account, error)
                 await self._set_back(order_id, error)
+        except StorageUnavailable as error:
+            await self._wait_for_store(order_id, error)
 
-    async def _run(self, current: Versioned[Order], account: Account) -> None:
+    async def _attempt_in_place(self, order_id: OrderId, presence: Presence) -> ScaivaultError | None:
+        # Another look after the wait for a place: the account may be registered by now, or gone.
+        current = await self._load(order_id)
+        account = await self._account_of(order_id)
+        log = self._tools.log.bind(order_id=order_id)
+        try:
+            return await outcome_of(self._run(current, account, presence), log, let_pass=(Parked, Superseded))
+        except Parked as parked:
+            await self._park(order_id, parked.seconds)
+            return None
+
+    async def _run(self, current: Versioned[Order], account: Account, presence: Presence) -> None:
         _require_registered(account)
         client = await self._tools.accounts.client(account)
-        await Pursuit(self._tools, current, client).run()
+        await Pursuit(self._tools, current, client, presence).run()
 
     async def _account_of(self, order_id: OrderId) -> Account:
         order = await self._load(order_id)
@@ -238,10 +269,6 @@ class Issuing:
             attempt=verdict.attempt,
             next_try_at=verdict.next_try_at and verdict.next_try_at.isoformat(),
         )
-
-    async def _sleep_until_due(self, order: Order) -> None:
-        if order.next_try_at is not None:
-            await self._clock.sleep((order.next_try_at - self._clock.now()).total_seconds())
 
     async def _load(self, order_id: OrderId) -> Versioned[Order]:
         order = await ORDERS.get(self._store, order_id)

@@ -87,6 +87,47 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     node_id: NodeId
 
 
+class Presence:
+    """What one order has in place at this moment; it outlives setbacks, because the CA may look at any time.
+
+    `was_away`: the order was under way when an earlier process ended, so the CA may have looked for
+    our answers while nobody was there to give them.
+    """
+
+    def __init__(self, solver: ChallengeSolver, log: FilteringBoundLogger, *, was_away: bool = False) -> None:
+        self._solver = solver
+        self._log = log
+        self._responses: dict[str, ChallengeResponse] = {}
+        self.was_away = was_away
+
+    async def present(self, responses: Mapping[str, ChallengeResponse]) -> None:
+        """Put responses in place, by challenge URL; those that are there already stay.
+
+        Raises:
+            Timeout: they were not in place in time; what was begun is cleaned up with the rest.
+        """
+        missing = {url: each for url, each in responses.items() if url not in self._responses}
+        self._responses.update(missing)
+        try:
+            async with asyncio.timeout(PRESENT_SECONDS):
+                await _side_by_side([self._solver.present(each) for each in missing.values()])
+        except TimeoutError as error:
+            raise Timeout(f"the challenges were not in place after {PRESENT_SECONDS:.0f} s") from error
+
+    async def clean_up(self) -> None:
+        """Take everything away; at most `CLEAN_UP_SECONDS`, also when cancelled."""
+        if self._responses:
+            await unbroken(self._clean_up(), CLEAN_UP_SECONDS)
+
+    async def _clean_up(self) -> None:
+        try:
+            async with asyncio.timeout(CLEAN_UP_SECONDS):
+                await _side_by_side([self._solver.clean_up(each) for each in self._responses.values()])
+        except TimeoutError:
+            self._log.warning("challenge.clean_up_timed_out")
+        self._responses.clear()
+
+
 class Pursuit:
     """An attempt, from claiming the order to its end or the next setback.
 
@@ -94,14 +135,13 @@ class Pursuit:
     `Parked` for a pause, `Superseded` when the order has another owner.
     """
 
-    def __init__(self, tools: Tools, order: Versioned[Order], client: CaClient) -> None:
+    def __init__(self, tools: Tools, order: Versioned[Order], client: CaClient, presence: Presence) -> None:
         self._tools = tools
         self._clock = tools.clock
         self._log = tools.log.bind(order_id=order.value.id, attempt=order.value.attempt + 1)
         self._current = order
         self._client = client
-        self._solver = tools.solvers[order.value.challenge_type]
-        self._presented: dict[str, ChallengeResponse] = {}
+        self._presence = presence
         self._view: View | None = None
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._retry_after: float | None = None
@@ -116,11 +156,8 @@ class Pursuit:
         """Pursue the order to `valid` or `invalid`."""
         await self._claim()
         self._view = View(order=await self._ca_order(), challenge_type=self.order.challenge_type)
-        try:
-            while await self._take(issuance.next_step(self._view)):
-                pass
-        finally:
-            await self._clean_up()
+        while await self._take(issuance.next_step(self._view)):
+            pass
 
     async def _take(self, step: issuance.Step) -> bool:
         """Do one step; False when the order has reached its end."""
@@ -218,12 +255,7 @@ class Pursuit:
             for challenge, identifier in zip(challenges, identifiers, strict=True)
         }
         await self._journal(challenges, responses)
-        self._presented.update(responses)
-        try:
-            async with asyncio.timeout(PRESENT_SECONDS):
-                await _side_by_side([self._solver.present(response) for response in responses.values()])
-        except TimeoutError as error:
-            raise Timeout(f"the challenges were not in place after {PRESENT_SECONDS:.0f} s") from error
+        await self._presence.present(responses)
         self._look(responses={**self._state.responses, **dict.fromkeys(responses, 0)})
         # One that the CA is working on already (after a restart) must only be there again.
         await self._respond([challenge for challenge in challenges if challenge.status == "pending"])
@@ -403,6 +435,8 @@ class Pursuit:
                 # Another order for the same names was faster by a moment: the pointer moves on to ours.
 
     async def _give_up(self, trouble: Trouble) -> None:
+        if trouble.identifiers and self._presence.was_away and not any(self._state.responses.values()):
+            await self._begin_again(trouble)
         failed = msgspec.structs.replace(
             self.order, status="invalid", owner=None, error=trouble, challenges=self._final_challenges("invalid")
         )
@@ -416,6 +450,12 @@ class Pursuit:
         )
         self._log.error("order.failed", error_code=trouble.code, detail=trouble.detail)
 
+    async def _begin_again(self, trouble: Trouble) -> None:
+        """The CA looked while we were down: that says nothing about the names, so they get a new order."""
+        self._presence.was_away = False
+        await self._commit(url=None, finalize_url=None, certificate_url=None, challenges=(), status="pending")
+        raise CaUnavailable(f"the CA validated while the daemon was restarting ({trouble.detail}); trying anew")
+
     def _final_challenges(self, fallback: str) -> tuple[Challenge, ...]:
         """The journalled challenges with the state the CA showed last; decided ones never look pending."""
         shown = {each.url: each.status for found in self._state.authorizations for each in found.challenges}
@@ -424,19 +464,6 @@ class Pursuit:
             for each in self.order.challenges
         }
         return tuple(msgspec.structs.replace(each, status=states[each.url]) for each in self.order.challenges)
-
-    # Step 8: whatever the outcome, what we put in place goes away.
-    async def _clean_up(self) -> None:
-        if self._presented:
-            await unbroken(self._clean_up_all(), CLEAN_UP_SECONDS)
-
-    async def _clean_up_all(self) -> None:
-        try:
-            async with asyncio.timeout(CLEAN_UP_SECONDS):
-                await _side_by_side([self._solver.clean_up(each) for each in self._presented.values()])
-        except TimeoutError:
-            self._log.warning("challenge.clean_up_timed_out")
-        self._presented.clear()
 
     @property
     def _state(self) -> View:
@@ -472,6 +499,16 @@ async def _side_by_side(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     except BaseExceptionGroup as several:
         raise several.exceptions[0] from several
     return [task.result() for task in tasks]
+
+
+def journalled(order: Order) -> dict[str, ChallengeResponse]:
+    """What the order had in place, by its own journal."""
+    return {
+        each.url: ChallengeResponse(
+            identifier=each.identifier, type=each.type, token=each.token, key_authorization=each.key_authorization
+        )
+        for each in order.challenges
+    }
 
 
 def _with_challenges(
