@@ -55,6 +55,10 @@ class Process:
         """Whether it still runs."""
         return self._handle is not None and self._handle.poll() is None
 
+    def kill(self) -> None:
+        """Send it SIGKILL; does not wait for its end."""
+        self._started.kill()
+
     def was_killed(self) -> bool:
         """Whether it was ended by SIGKILL."""
         return self._started.poll() == -signal.SIGKILL

@@ -28,7 +28,7 @@ from scaivaultd.model.names import parse_identifiers, require_provable
 from scaivaultd.model.resources import UNFINISHED, IdempotentResult, Order
 from scaivaultd.model.storage import ABSENT
 from scaivaultd.services import setbacks
-from scaivaultd.services.documents import IDEMPOTENCY, IDEMPOTENCY_SECONDS, ORDERS, Versioned, digest
+from scaivaultd.services.documents import ACCOUNTS, IDEMPOTENCY, IDEMPOTENCY_SECONDS, ORDERS, Versioned, digest
 from scaivaultd.services.jobs import outcome_of
 from scaivaultd.services.pursuit import Parked, Presence, Pursuit, Superseded, Tools, journalled
 from scaivaultd.services.setbacks import Memory
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 BACKLOG_MAX = 20_000
 _STORAGE_PAUSE_SECONDS = 5.0
+_REGISTRATION_SECONDS = 60.0
 _ACCOUNT_TROUBLE = ("accountDoesNotExist", "unauthorized")
 
 
@@ -198,6 +199,8 @@ class Issuing:
     async def _attempt(self, order_id: OrderId, presence: Presence) -> None:
         try:
             account = await self._account_of(order_id)
+            if account.status == "pending":
+                await self._waiting.until(ACCOUNTS, account.id, _REGISTRATION_SECONDS, _is_decided)
             async with self._places[account.directory_url]:
                 error = await self._attempt_in_place(order_id, presence)
             if isinstance(error, StorageUnavailable):
@@ -284,6 +287,10 @@ def _idempotency_id(key: str) -> str:
 def _require_usable(account: Account) -> None:
     if account.status in ("invalid", "deactivated"):
         raise Conflict(f"account {account.id} is {account.status}; no certificate can be ordered with it")
+
+
+def _is_decided(account: Account) -> bool:
+    return account.status != "pending"
 
 
 def _require_registered(account: Account) -> None:
