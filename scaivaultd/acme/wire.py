@@ -40,9 +40,10 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
-    """A registration as the CA shows it; `status` is any word the CA likes."""
+    """A registration as the CA shows it; `status` is any word the CA likes, `orders` where its list of orders is."""
 
     status: str
+    orders: str | None = None
 
 
 class Challenge(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,12 +67,13 @@ class Authorization(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """A request for a certificate as the CA shows it.
+    """A request for a certificate as the CA shows it; `identifiers` are pairs of type and value.
 
     `finalize` is absent in the polled orders of at least one CA: keep the one from newOrder.
     """
 
     status: str
+    identifiers: frozenset[tuple[str, str]] = frozenset()
     authorizations: tuple[str, ...] = ()
     finalize: str | None = None
     certificate: str | None = None
@@ -86,8 +88,7 @@ def directory_from(body: bytes) -> Directory:
         CaMisbehaved: not JSON, or one of the three URLs without which nothing works is missing.
     """
     document = _document(body, "directory")
-    meta = document.get("meta")
-    meta = meta if isinstance(meta, dict) else {}
+    meta = _object(document.get("meta"))
     return Directory(
         new_nonce=_required(document, "newNonce", "directory"),
         new_account=_required(document, "newAccount", "directory"),
@@ -104,7 +105,17 @@ def directory_from(body: bytes) -> Directory:
 
 def account_from(body: bytes) -> Account:
     """Read an account object; raises CaMisbehaved without a status."""
-    return Account(status=_required(_document(body, "account"), "status", "account"))
+    document = _document(body, "account")
+    return Account(status=_required(document, "status", "account"), orders=_text(document, "orders"))
+
+
+def order_urls_from(body: bytes) -> tuple[str, ...]:
+    """Read one page of an account's orders list (RFC 8555 section 7.1.2.1); one server sends a bare array."""
+    try:
+        document = _JSON.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return ()
+    return _texts({"orders": document} if isinstance(document, list) else _object(document), "orders")
 
 
 def order_from(body: bytes) -> Order:
@@ -112,6 +123,7 @@ def order_from(body: bytes) -> Order:
     document = _document(body, "order")
     return Order(
         status=_required(document, "status", "order"),
+        identifiers=_identifiers(document.get("identifiers")),
         authorizations=_texts(document, "authorizations"),
         finalize=_text(document, "finalize"),
         certificate=_text(document, "certificate"),
@@ -184,6 +196,16 @@ def _text(document: Mapping[str, Any], name: str) -> str | None:
 def _texts(document: Mapping[str, Any], name: str) -> tuple[str, ...]:
     value = document.get(name)
     return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _identifiers(items: object) -> frozenset[tuple[str, str]]:
+    objects = [_object(item) for item in items] if isinstance(items, list) else []
+    pairs = ((_text(each, "type"), _text(each, "value")) for each in objects)
+    return frozenset((kind, value.lower()) for kind, value in pairs if kind and value)
 
 
 def _moment(document: Mapping[str, Any], name: str) -> datetime | None:

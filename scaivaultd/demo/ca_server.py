@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import ssl
 import tempfile
@@ -38,7 +37,8 @@ if TYPE_CHECKING:
 Phase = Literal["received", "processed"]
 """`processed`: the state has changed, the answer has not gone yet. Refused requests have no such moment."""
 
-_SHUTDOWN_SECONDS = 1.0
+_SHUTDOWN_SECONDS = 0.1
+"""Then answers under way are cancelled: nobody waits for a throw-away CA."""
 
 
 class DevelopmentCa:
@@ -148,12 +148,10 @@ class DevelopmentCa:
         async with AsyncExitStack() as exits:
             exits.callback(self._socket.close)
             exits.push_async_callback(self._authorizations.close)
-            closing = asyncio.Event()
-            front = self._front(Wire(self._ledger, closing))
+            front = self._front(Wire(self._ledger))
             runner = web.ServerRunner(web.Server(front.handle, access_log=None), shutdown_timeout=_SHUTDOWN_SECONDS)
             await runner.setup()
             exits.push_async_callback(runner.cleanup)
-            exits.callback(closing.set)
             await web.SockSite(runner, self._socket, ssl_context=_server_context(self._https_pem)).start()
             self._exits = exits.pop_all()
         return self

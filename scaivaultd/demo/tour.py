@@ -179,9 +179,8 @@ def _say_next(folder: Path, certificate_id: str, *, keep: bool) -> None:
     _say(f"           log {folder / 'daemon/log'}")
     _say(f"           NATS login {client_file}")
     _say("Next, with the `nats` command of the NATS project:")
-    _say(
-        f'  export NATS_URL=$(python3 -c \'import json; print(json.load(open("{client_file}"))["url_with_credentials"])\')'
-    )
+    read_url = f'import json; print(json.load(open("{client_file}"))["url_with_credentials"])'
+    _say(f"  export NATS_URL=$(python3 -c '{read_url}')")
     _say(f"  nats request {ROOT}.pki.certificates.get '{json.dumps({'id': certificate_id})}'")
     _say("  nats subscribe 'scaivault.events.>'")
     _say("Ctrl-C ends it all and removes the folder.")

@@ -55,8 +55,8 @@ class CredentialsFile:
         except (KeyError, ValueError):
             # No cause: its text would hold parts of the file.
             raise StartupError(
-                f"nats.credentials_file {self._path} is no NATS credentials file (a .creds file, as `nsc generate creds` "
-                "writes it)"
+                f"nats.credentials_file {self._path} is no NATS credentials file (.creds, as "
+                "`nsc generate creds` writes it)"
             ) from None
         return jwt, seed
 

@@ -116,7 +116,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request for a certificate and how far it has come.
 
     `epoch` grows each time a process takes the order up; with the document's revision it fences
-    off whoever had it before. Everything the CA told us is a hint: on resume it is asked again.
+    off whoever had it before. `asked` without `url`: newOrder may have been sent, and its answer was
+    never written down. Everything the CA told us is a hint: on resume it is asked again.
     """
 
     id: OrderId
@@ -134,6 +135,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     misbehaved: int = 0
     next_try_at: datetime | None = None
     key_id: KeyId | None = None
+    asked: bool = False
     url: str | None = None
     finalize_url: str | None = None
     certificate_url: str | None = None

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 BODY_MAX = 1 << 20
 CERTIFICATE_MAX = 256 << 10
+ORDER_PAGES_MAX = 5
 BAD_NONCE_TRIES = 10
 WEATHER_TRIES = 4
 PATIENCE_SECONDS = 5.0
@@ -286,6 +287,21 @@ class AcmeClient:
         payload = {"identifiers": [{"type": each.type, "value": each.value} for each in identifiers]}
         answer = await self._post(directory.new_order, payload, "newOrder", repeatable=False)
         return self._located(answer, "newOrder")
+
+    async def order_urls(self) -> Sequence[str]:
+        """The account's orders as far as the CA lists them (7.1.2.1); empty where it does not, as at Let's Encrypt."""
+        if self._kid is None:
+            return ()
+        account = wire.account_from((await self._post(self._kid, None, "the account")).body)
+        found: list[str] = []
+        page: str | None = account.orders
+        for _ in range(ORDER_PAGES_MAX):
+            if page is None:
+                break
+            answer = await self._post(page, None, "the orders list")
+            found.extend(wire.order_urls_from(answer.body))
+            page = next(iter(answer.links("next")), None)
+        return found
 
     async def order(self, url: str) -> Fetched:
         """Read an order by POST-as-GET."""

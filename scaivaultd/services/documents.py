@@ -114,9 +114,7 @@ class Shelf(Generic[T]):
 
 ACCOUNTS: Shelf[Account] = Shelf("account", Account, lambda each: each.id, lambda each: {"status": each.status})
 KEYS: Shelf[SealedKey] = Shelf("key", SealedKey, lambda each: each.id, lambda _: {})
-ORDERS: Shelf[Order] = Shelf(
-    "order", Order, lambda each: each.id, lambda each: {"status": each.status, "account": each.account_id}
-)
+ORDERS: Shelf[Order] = Shelf("order", Order, lambda each: each.id, lambda each: _order_index(each))
 CERTIFICATES: Shelf[Certificate] = Shelf(
     "certificate",
     Certificate,
@@ -126,6 +124,11 @@ CERTIFICATES: Shelf[Certificate] = Shelf(
 ACCOUNT_NAMES: Shelf[AccountName] = Shelf("account_name", AccountName, lambda each: digest(each.name), lambda _: {})
 NAME_POINTERS: Shelf[NamePointer] = Shelf("name", NamePointer, lambda _: "", lambda _: {})
 IDEMPOTENCY: Shelf[IdempotentResult] = Shelf("idempotency", IdempotentResult, lambda _: "", lambda _: {})
+
+
+def _order_index(order: Order) -> dict[str, str]:
+    index: dict[str, str] = {"status": order.status, "account": order.account_id}
+    return {**index, "url": digest(order.url)} if order.url else index
 
 
 def digest(*parts: str | bytes) -> str:

@@ -144,6 +144,10 @@ class CaClient(Protocol):
         """newOrder, never repeated by itself."""
         ...
 
+    async def order_urls(self) -> Sequence[str]:
+        """The account's orders as far as the CA lists them."""
+        ...
+
     async def order(self, url: str) -> Fetched:
         """Read an order."""
         ...

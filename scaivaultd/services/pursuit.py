@@ -28,7 +28,15 @@ from scaivaultd.model.errors import (
 from scaivaultd.model.resources import Certificate, Challenge, NamePointer, Order, SealedKey, Trouble
 from scaivaultd.model.storage import ABSENT
 from scaivaultd.plugin import ChallengeResponse
-from scaivaultd.services.documents import CERTIFICATES, KEYS, NAME_POINTERS, ORDERS, Versioned, name_pointer_id
+from scaivaultd.services.documents import (
+    CERTIFICATES,
+    KEYS,
+    NAME_POINTERS,
+    ORDERS,
+    Versioned,
+    digest,
+    name_pointer_id,
+)
 from scaivaultd.services.jobs import unbroken
 
 if TYPE_CHECKING:
@@ -57,6 +65,8 @@ PRESENT_SECONDS = 300.0
 CLEAN_UP_SECONDS = 10.0
 GRACE_SECONDS = 3.0
 DOUBTS_MAX = 3
+ORPHANS_MAX = 50
+"""How many orders of the account are looked at for one whose newOrder answer was lost."""
 PROCESSING_PATIENCE = timedelta(hours=24)
 """Some CAs process for hours; an order in that state is kept, never replaced by a new one (RFC 8555 section 7.4)."""
 
@@ -146,6 +156,7 @@ class Pursuit:
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._retry_after: float | None = None
         self._doubts = 0
+        self._may_have_asked = False
 
     @property
     def order(self) -> Order:
@@ -198,30 +209,69 @@ class Pursuit:
                     )
                 )
             )
+        self._may_have_asked = self.order.asked
         await self._commit(
-            changes, owner=self._tools.node_id, epoch=self.order.epoch + 1, key_id=key_id, next_try_at=None
+            changes, owner=self._tools.node_id, epoch=self.order.epoch + 1, key_id=key_id, next_try_at=None, asked=True
         )
 
     # Step 4: one issuance, one newOrder; a known order is looked at, never made again.
     async def _ca_order(self) -> wire.Order:
         if self.order.url is None:
-            return await unbroken(self._new_order(), GRACE_SECONDS)
+            orphan = await self._orphan() if self._may_have_asked else None
+            return await unbroken(self._new_order(), GRACE_SECONDS) if orphan is None else orphan
         try:
             fetched = await self._client.order(self.order.url)
         except CaRefused as refusal:
             if refusal.problem is None or refusal.problem.status not in (404, 410):
                 raise
             self._log.warning("order.gone_at_ca", url=self.order.url)
-            await self._commit(url=None, finalize_url=None, certificate_url=None, challenges=())
+            await self._forget_ca_order()
             raise CaMisbehaved("the CA does not know its own order any more; a new one will be made") from refusal
         return self._seen(fetched)
 
+    async def _forget_ca_order(self) -> None:
+        await self._commit(
+            url=None, finalize_url=None, certificate_url=None, challenges=(), status="pending", asked=False
+        )
+
     async def _new_order(self) -> wire.Order:
-        fetched = await self._client.new_order(self.order.identifiers)
+        try:
+            fetched = await self._client.new_order(self.order.identifiers)
+        except CaMisbehaved:
+            raise
+        except CaRefused:
+            # A clear no: there is no order to look for.
+            await self._commit(asked=False)
+            raise
         ca_order = wire.order_from(fetched.body)
-        await self._commit(url=fetched.url, finalize_url=ca_order.finalize, expires_at=ca_order.expires)
+        await self._take_over(fetched.url, ca_order)
         self._log.info("order.created", url=fetched.url)
         return ca_order
+
+    async def _take_over(self, url: str, ca_order: wire.Order) -> None:
+        await self._commit(url=url, finalize_url=ca_order.finalize, expires_at=ca_order.expires)
+
+    async def _orphan(self) -> wire.Order | None:
+        """The order an earlier newOrder left behind, its answer lost; None where the CA lists none for us."""
+        wanted = frozenset((each.type, each.value) for each in self.order.identifiers)
+        for url in (await self._order_urls())[-ORPHANS_MAX:]:
+            # An order that another request of ours has is no orphan.
+            if (await ORDERS.page(self._tools.store, where={"url": digest(url)}, cursor=None, limit=1)).items:
+                continue
+            ca_order = wire.order_from((await self._client.order(url)).body)
+            if ca_order.identifiers == wanted and ca_order.status in ("pending", "ready"):
+                await self._take_over(url, ca_order)
+                self._log.info("order.adopted", url=url)
+                return ca_order
+        return None
+
+    async def _order_urls(self) -> Sequence[str]:
+        try:
+            return await self._client.order_urls()
+        except CaRefused as refusal:
+            # The list is optional, and absent in many ways: asking anew leaves one order behind at the most.
+            self._log.debug("order.list_refused", detail=refusal.detail)
+            return ()
 
     def _seen(self, fetched: Fetched) -> wire.Order:
         self._retry_after = fetched.retry_after
@@ -453,7 +503,7 @@ class Pursuit:
     async def _begin_again(self, trouble: Trouble) -> None:
         """The CA looked while we were down: that says nothing about the names, so they get a new order."""
         self._presence.was_away = False
-        await self._commit(url=None, finalize_url=None, certificate_url=None, challenges=(), status="pending")
+        await self._forget_ca_order()
         raise CaUnavailable(f"the CA validated while the daemon was restarting ({trouble.detail}); trying anew")
 
     def _final_challenges(self, fallback: str) -> tuple[Challenge, ...]:

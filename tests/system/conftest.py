@@ -6,21 +6,28 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import nats
 import nats.js.errors
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from nats.aio.client import Client
 
 from scaivaultd.demo import pebble as pebble_program
+from scaivaultd.demo.ca import DevelopmentCa
 from scaivaultd.demo.pebble import Pebble
-from scaivaultd.demo.process import Process, free_port, until
+from scaivaultd.demo.process import Process, free_port, listens, until
 
 
 @dataclass
@@ -32,6 +39,7 @@ class Daemon:
     arguments: list[str] = field(default_factory=lambda: [sys.executable, "-m", "scaivaultd", "serve"])
     url: str | None = None
     process: Process | None = None
+    lives: list[Process] = field(default_factory=list)
     client: Client | None = None
 
     @property
@@ -43,6 +51,7 @@ class Daemon:
         config = self.folder / "scaivaultd.toml"
         config.write_text(f'state_dir = "{self.state_dir}"\n{self.configuration}')
         self.process = Process([*self.arguments, "--config", str(config)], self.folder)
+        self.lives.append(self.process)
         self.process.start()
         await self.connect()
 
@@ -67,7 +76,8 @@ class Daemon:
             return None
 
         url = self.url or json.loads((self.state_dir / "nats/client.json").read_text())["url_with_credentials"]
-        return await nats.connect(url, connect_timeout=1, allow_reconnect=False, error_cb=quiet)
+        options = {"connect_timeout": 1, "max_reconnect_attempts": 1, "reconnect_time_wait": 0.1}
+        return await nats.connect(url, error_cb=quiet, allow_reconnect=False, **options)
 
     async def disconnect(self) -> None:
         if self.client is not None:
@@ -162,11 +172,11 @@ def make_pebble(stack: AsyncExitStack, tmp_path: Path) -> MakePebble:
 
 
 @pytest.fixture
-def make_daemon(stack: AsyncExitStack, tmp_path: Path) -> MakeDaemon:
-    """Start a daemon for a CA."""
+def new_daemon(stack: AsyncExitStack, tmp_path: Path) -> Callable[..., Daemon]:
+    """A daemon for a CA, not started yet."""
 
-    async def make(pebble: Any, *, url: str | None = None, **sections: str) -> Daemon:
-        daemon = Daemon(tmp_path / "daemon", configuration(pebble, **sections), url=url)
+    def make(pebble: Any, name: str = "daemon", *, url: str | None = None, **sections: str) -> Daemon:
+        daemon = Daemon(tmp_path / name, configuration(pebble, **sections), url=url)
 
         async def end() -> None:
             await daemon.disconnect()
@@ -174,7 +184,208 @@ def make_daemon(stack: AsyncExitStack, tmp_path: Path) -> MakeDaemon:
                 await daemon.process.stop(signal.SIGKILL)
 
         stack.push_async_callback(end)
+        return daemon
+
+    return make
+
+
+@pytest.fixture
+def make_daemon(new_daemon: Callable[..., Daemon]) -> MakeDaemon:
+    """Start a daemon for a CA."""
+
+    async def make(pebble: Any, *, url: str | None = None, **sections: str) -> Daemon:
+        daemon = new_daemon(pebble, url=url, **sections)
         await daemon.start()
         return daemon
 
     return make
+
+
+@dataclass
+class NatsServer:
+    """An external nats-server on a port that it keeps over restarts; the store goes with the folder."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    jetstream: bool = True
+    user: str = ""
+    password: str = ""
+    process: Process | None = None
+
+    @property
+    def url(self) -> str:
+        login = f"{self.user}:{self.password}@" if self.user else ""
+        return f"nats://{login}127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [f"listen: 127.0.0.1:{self.port}"]
+        if self.jetstream:
+            lines.append(f"jetstream {{ store_dir: {json.dumps(str(self.folder / 'store'))} }}")
+        if self.user:
+            lines.append(f"authorization {{ user: {self.user}, password: {self.password} }}")
+        config = self.folder / "server.conf"
+        config.write_text("\n".join(lines))
+        self.process = Process([str(Path(sys.executable).with_name("nats-server")), "-c", str(config)], self.folder)
+        self.process.start()
+        await until(lambda: listens(self.port), "nats-server listens")
+
+    async def stop(self, number: int = signal.SIGTERM) -> None:
+        if self.process is not None:
+            await self.process.stop(number)
+
+
+@pytest.fixture
+def new_nats(stack: AsyncExitStack, tmp_path: Path) -> Callable[..., NatsServer]:
+    """An external nats-server, not started yet; keyword arguments are its fields."""
+
+    def make(name: str = "nats", **fields: Any) -> NatsServer:
+        server = NatsServer(tmp_path / name, **fields)
+
+        async def end() -> None:
+            if server.process is not None and server.process.is_alive():
+                await server.process.stop(signal.SIGKILL)
+
+        stack.push_async_callback(end)
+        return server
+
+    return make
+
+
+@dataclass
+class HangingCa:
+    """A CA whose port takes connections and never says a word: what is asked of it stays under way."""
+
+    folder: Path
+    socket: socket.socket
+    http01_port: int = 0
+
+    @property
+    def directory_url(self) -> str:
+        return f"https://localhost:{self.socket.getsockname()[1]}/dir"
+
+    @property
+    def trust_file(self) -> Path:
+        """Vouches for nobody; the daemon wants certificates in it."""
+        path = self.folder / "nobody.pem"
+        if not path.exists():
+            path.write_bytes(_self_signed())
+        return path
+
+
+def _self_signed() -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nobody")])
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+
+
+def _hanging_ca(folder: Path) -> HangingCa:
+    # The kernel accepts for us, and nobody ever reads.
+    return HangingCa(folder, socket.create_server(("127.0.0.1", 0), backlog=512))
+
+
+@pytest.fixture
+def hanging_ca(tmp_path: Path) -> Iterator[HangingCa]:
+    ca = _hanging_ca(tmp_path)
+    with ca.socket:
+        yield ca
+
+
+def launched(daemon: Daemon) -> Process:
+    """Start the daemon's process without waiting for an answer: it may never give one."""
+    daemon.folder.mkdir(parents=True, exist_ok=True)
+    config = daemon.folder / "scaivaultd.toml"
+    config.write_text(f'state_dir = "{daemon.state_dir}"\n{daemon.configuration}')
+    daemon.process = Process([*daemon.arguments, "--config", str(config)], daemon.folder)
+    daemon.process.start()
+    return daemon.process
+
+
+@pytest.fixture
+def launch() -> Callable[[Daemon], Process]:
+    return launched
+
+
+@pytest.fixture(scope="module")
+def waiting_ca(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HangingCa]:
+    ca = _hanging_ca(tmp_path_factory.mktemp("waiting_ca"))
+    with ca.socket:
+        yield ca
+
+
+@pytest.fixture(scope="module")
+def waiting_process(waiting_ca: HangingCa, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon for a whole module, whose CA hangs: accounts and orders stay pending. Not connected yet."""
+    daemon = Daemon(tmp_path_factory.mktemp("waiting") / "daemon", configuration(waiting_ca))
+    process = launched(daemon)
+    yield daemon
+    asyncio.run(process.stop(signal.SIGKILL))
+
+
+@pytest.fixture
+async def waiting_daemon(waiting_process: Daemon) -> AsyncIterator[Daemon]:
+    """The module's daemon with a client for this test."""
+    await waiting_process.connect()
+    yield waiting_process
+    await waiting_process.disconnect()
+
+
+@dataclass
+class LocalCa:
+    """A development CA in the test process, as `configuration` and `Daemon.account` want it."""
+
+    ca: DevelopmentCa
+    http01_port: int
+    trust_file: Path
+
+    @property
+    def directory_url(self) -> str:
+        return self.ca.directory_url
+
+
+@pytest.fixture
+def make_ca(stack: AsyncExitStack, tmp_path: Path) -> Callable[..., Awaitable[LocalCa]]:
+    """Start a development CA in this process; it validates at `http01_port`, where the daemon is to listen."""
+
+    async def make(http01_port: int, **options: Any) -> LocalCa:
+        ca = await stack.enter_async_context(DevelopmentCa(http01_port=http01_port, **options))
+        trust_file = tmp_path / f"{ca.directory_url.split(':')[2].partition('/')[0]}.pem"
+        trust_file.write_text(ca.root_pem)
+        return LocalCa(ca, http01_port, trust_file)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def daemon_for(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., AbstractAsyncContextManager[Daemon]]:
+    """A daemon that may go to several development CAs; usable in any event loop. Its callers bring the roots."""
+
+    @asynccontextmanager
+    async def run(http01_port: int, cas: Sequence[DevelopmentCa], **sections: str) -> AsyncIterator[Daemon]:
+        folder = tmp_path_factory.mktemp("daemon")
+        (folder / "root.pem").write_text(cas[0].root_pem)
+        hosts = [ca.directory_url.split("/")[2] for ca in cas]
+        one = configuration(LocalCa(cas[0], http01_port, folder / "root.pem"), **sections)
+        daemon = Daemon(folder, one.replace(json.dumps(hosts[:1]), json.dumps(hosts)))
+        try:
+            await daemon.start()
+            yield daemon
+        finally:
+            await daemon.disconnect()
+            if daemon.process is not None and daemon.process.is_alive():
+                await daemon.process.stop(signal.SIGKILL)
+
+    return run
