@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from scaivaultd import __version__
-from scaivaultd.model.errors import StartupError
+from scaivaultd.model.errors import StartupError, StorageUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from scaivaultd.settings import Mistake, Settings
 
 EX_CONFIG = 78
+FILES_MAX = 65_536
 DEFAULT_CONFIG = Path("/etc/scaivaultd/scaivaultd.toml")
 
 _config_option = click.option(
@@ -44,6 +46,7 @@ def main() -> None:
 def serve(config_file: Path) -> None:
     """Run the daemon in the foreground until SIGTERM or SIGINT."""
     settings = _settings(config_file)
+    _raise_file_limit()
     try:
         asyncio.run(_serve(settings))
     except* StartupError as errors:
@@ -51,6 +54,9 @@ def serve(config_file: Path) -> None:
         assert isinstance(error, StartupError)
         click.echo(f"scaivaultd: {error}", err=True)
         sys.exit(error.exit_code)
+    except* StorageUnavailable as errors:
+        click.echo(f"scaivaultd: {errors.exceptions[0]}", err=True)
+        sys.exit(os.EX_TEMPFAIL)
 
 
 @main.command("check-config")
@@ -93,6 +99,13 @@ def _settings(config_file: Path) -> Settings:
     for mistake in mistakes:
         click.echo(str(mistake), err=True)
     sys.exit(EX_CONFIG)
+
+
+def _raise_file_limit() -> None:
+    """Take as many open files as we may: the usual 1024 would be gone with the listener's clients alone."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(settings: Settings) -> None:

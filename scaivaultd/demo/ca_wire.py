@@ -60,8 +60,8 @@ class Wire:
 
     async def hang(self, request: web.BaseRequest) -> web.StreamResponse:
         """Wait until the client goes, or the CA closes and cancels us."""
-        while not _has_left(request):
-            await asyncio.sleep(_LOOK_SECONDS)  # noqa: ASYNC110  # aiohttp has no event for a client that leaves
+        while not _has_left(request):  # noqa: ASYNC110  # aiohttp has no event for a client that leaves
+            await asyncio.sleep(_LOOK_SECONDS)
         return web.Response()
 
     def _headers(self, answer: Answer, nonce: str | None) -> CIMultiDict[str]:

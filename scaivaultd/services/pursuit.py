@@ -345,6 +345,7 @@ class Pursuit:
                 raise
             self._log.debug("challenge.decided_meanwhile", detail=refusal.detail)
             return now
+        self._retry_after = max(filter(None, (self._retry_after, fetched.retry_after)), default=None)
         return wire.challenge_from(fetched.body) or challenge
 
     async def _challenge_now(self, challenge: wire.Challenge) -> wire.Challenge:
