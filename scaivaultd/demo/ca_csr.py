@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
@@ -29,12 +30,14 @@ def judge_csr(der: bytes, identifiers: Sequence[Identifier], account_keys: Itera
         csr = x509.load_der_x509_csr(der)
         names = _names(csr)
         key = csr.public_key()
-    except ValueError as error:
-        raise Refused("badCSR", "not a DER-encoded PKCS #10 request") from error
+        hash_algorithm = csr.signature_hash_algorithm
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise Refused("badCSR", "not a DER-encoded PKCS #10 request that this CA can read") from error
+    # Before the signature is looked at: the crypto library verifies no weak ones.
+    if hash_algorithm is None or hash_algorithm.name in _WEAK_HASHES:
+        raise Refused("badCSR", "the CSR is signed by a weak or unknown algorithm")
     if not csr.is_signature_valid:
         raise Refused("badCSR", "the signature of the CSR is wrong")
-    if csr.signature_hash_algorithm is None or csr.signature_hash_algorithm.name in _WEAK_HASHES:
-        raise Refused("badCSR", "the CSR is signed by a weak or unknown algorithm")
     if names != set(identifiers):
         raise Refused("badCSR", "the names of the CSR are not exactly those of the order")
     public_key = _acceptable(key)

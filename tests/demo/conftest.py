@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from josepy.b64 import b64encode
 from josepy.jwk import JWK, JWKEC, JWKRSA
 
@@ -242,8 +243,9 @@ def _kind(name: str) -> str:
     return "ip" if ":" in name or name.replace(".", "").isdecimal() else "dns"
 
 
-def csr(key: Key, names: list[str]) -> str:
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+def csr(key: Key, names: list[str], common_name: str | None = None) -> str:
+    subject = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else []
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name(subject))
     san = x509.SubjectAlternativeName([_general_name(name) for name in names])
     request = builder.add_extension(san, critical=True).sign(key, hashes.SHA256())
     return b64(request.public_bytes(Encoding.DER))
@@ -319,7 +321,7 @@ def make_key() -> Callable[[], Key]:
 
 
 @pytest.fixture
-def make_csr() -> Callable[[Key, list[str]], str]:
+def make_csr() -> Callable[..., str]:
     return csr
 
 

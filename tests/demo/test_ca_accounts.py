@@ -118,6 +118,15 @@ async def test_the_orders_list_comes_in_pages(serve: Callable[..., AbstractAsync
         assert not any("next" in link for link in second.headers.getall("Link"))
 
 
+async def test_the_orders_list_leaves_out_what_failed(client: Client) -> None:
+    """Section 7.1.2.1: pending and valid ones only."""
+    order = await client.order("a.example.test")
+    await client.post(order.json["authorizations"][0], {"status": "deactivated"})
+    assert (await client.post(order.location)).json["status"] == "invalid"
+    listed = await client.post((await client.post(client.kid or "")).json["orders"])
+    assert listed.json["orders"] == []
+
+
 async def test_a_binding_is_demanded_and_kept(serve: Callable[..., AbstractAsyncContextManager[Client]]) -> None:
     """Commercial CAs know their customers by it (section 7.3.4)."""
     async with serve(eab_keys={"kid-1": b"k" * 32}, require_eab=True) as client:

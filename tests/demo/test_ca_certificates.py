@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from scaivaultd.demo.ca import CaSettings
@@ -33,7 +34,11 @@ async def test_alternates_lead_to_their_own_roots(serve: Callable[..., AbstractA
         urls = [link.partition("<")[2].partition(">")[0] for link in links]
         assert len(urls) == len(client.ca.alternate_root_pems) == 2
         for url, root_pem in zip(urls, client.ca.alternate_root_pems, strict=True):
-            leaf, intermediate = x509.load_pem_x509_certificates((await client.post(url)).body)
+            alternate = await client.post(url)
+            leaf, intermediate = x509.load_pem_x509_certificates(alternate.body)
+            default_url = links[0].partition("<")[2].rpartition("/")[0]
+            assert f'<{default_url}>;rel="alternate"' in alternate.headers.getall("Link")
+            assert f'<{url}>;rel="alternate"' not in alternate.headers.getall("Link")
             assert leaf == x509.load_pem_x509_certificates(default.body)[0]
             intermediate.verify_directly_issued_by(x509.load_pem_x509_certificate(root_pem.encode()))
         assert (await client.post(f"{urls[0].rpartition('/')[0]}/3")).status == 404
@@ -96,8 +101,17 @@ async def test_reasons_are_those_of_public_cas(client: Client, reason: Any) -> N
     assert [each.revocation_reason for each in client.ca.issued.values()] == [None]
 
 
-async def test_strangers_certificates_are_not_found(client: Client) -> None:
+async def test_strangers_certificates_are_not_found(client: Client, make_key: Any) -> None:
     """Only what was issued here can be revoked here."""
+    mine = x509.load_pem_x509_certificates((await client.issue("a.example.test")).body)[0]
+    key, name = make_key(), x509.Name([])
+    forged = (
+        x509.CertificateBuilder(name, name, key.public_key(), mine.serial_number)
+        .not_valid_before(mine.not_valid_before_utc)
+        .not_valid_after(mine.not_valid_after_utc)
+        .sign(key, SHA256())
+    )
+    assert (await client.post("/revoke-cert", revocation(forged.public_bytes(Encoding.PEM)))).status == 404
     reply = await client.post("/revoke-cert", revocation(client.ca.issuer_root_pem.encode()))
     assert (reply.status, reply.problem) == (404, "malformed")
     assert (await client.post("/revoke-cert", {"certificate": "AAAA"})).problem == "malformed"

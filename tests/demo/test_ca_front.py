@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64encode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.demo.conftest import Client
+
+ORDER = {"identifiers": [{"type": "dns", "value": "a.example.test"}]}
+"""Nothing wrong with it: what is refused here is refused for its envelope."""
 
 
 async def test_the_directory_names_everything_and_something_unknown(stranger: Client) -> None:
@@ -56,7 +59,7 @@ async def test_an_empty_object_is_no_post_as_get(client: Client) -> None:
 
 async def test_other_content_types_are_refused(client: Client) -> None:
     """Section 6.2 wants 415."""
-    body = await client.signed(client.url("/new-order"), {})
+    body = await client.signed(client.url("/new-order"), ORDER)
     reply = await client.send(client.url("/new-order"), body, **{"Content-Type": "application/json"})
     assert (reply.status, reply.problem) == (415, "malformed")
 
@@ -70,14 +73,14 @@ async def test_other_content_types_are_refused(client: Client) -> None:
         {"protected": "e30="},
         {"protected": "e3+"},
         {"protected": "e30A0"},
-        {"signature": "AAB"},
+        {"extra": "member"},
         {"protected": "bm8"},
     ],
     ids=str,
 )
 async def test_only_a_clean_flattened_jws_is_read(client: Client, bend: dict[str, Any]) -> None:
     """No unprotected header, no general serialisation, no detached payload, no sloppy base64url."""
-    body = await client.signed(client.url("/new-order"), {})
+    body = await client.signed(client.url("/new-order"), ORDER)
     reply = await client.send(client.url("/new-order"), {**body, **bend})
     assert (reply.status, reply.problem) == (400, "malformed")
 
@@ -113,7 +116,7 @@ async def test_what_is_no_json_object_is_refused(client: Client, body: bytes) ->
 )
 async def test_a_bent_protected_header_is_refused(client: Client, header: dict[str, Any], problem: str) -> None:
     """Each member has one lawful form (section 6.2 to 6.5)."""
-    reply = await client.post("/new-order", {}, header=header)
+    reply = await client.post("/new-order", ORDER, header=header)
     assert reply.problem == problem
     assert reply.headers["Replay-Nonce"]
 
@@ -145,16 +148,51 @@ async def test_a_nonce_is_good_once_and_the_refusal_brings_another(client: Clien
     assert (await client.post(client.kid, header={"nonce": fresh})).status == 200
 
 
+async def test_an_account_is_not_named_by_its_key(client: Client, jwk_of: Callable[[Any], dict[str, Any]]) -> None:
+    """Only newAccount and revokeCert take `jwk` (section 6.2)."""
+    reply = await client.post("/new-order", ORDER, header={"kid": None, "jwk": jwk_of(client.key)})
+    assert (reply.status, reply.problem) == (400, "malformed")
+
+
+async def test_base64url_has_one_spelling(client: Client) -> None:
+    """The same octets with unused bits set would verify, but no encoder writes them."""
+    body = await client.signed(client.url("/new-order"), ORDER)
+    last = body["signature"][-1]
+    respelt = body["signature"][:-1] + {"A": "B", "Q": "R", "g": "h", "w": "x"}[last]
+    reply = await client.send(client.url("/new-order"), {**body, "signature": respelt})
+    assert (reply.status, reply.problem) == (400, "malformed")
+    assert not client.ca.orders
+
+
+async def test_a_jws_lacks_nothing(client: Client) -> None:
+    """Each of the three members is required."""
+    body = await client.signed(client.url("/new-order"), ORDER)
+    for name in body:
+        partial = {member: value for member, value in body.items() if member != name}
+        assert (await client.send(client.url("/new-order"), partial)).problem == "malformed"
+
+
+async def test_coordinates_have_their_full_length_and_no_more(
+    stranger: Client, jwk_of: Callable[[Any], dict[str, Any]]
+) -> None:
+    """A leading zero octet makes another thumbprint of the same key (RFC 7518 section 6.2.1.2)."""
+    members = jwk_of(stranger.key)
+    padded = urlsafe_b64encode(b"\0" + urlsafe_b64decode(members["x"] + "=")).rstrip(b"=").decode()
+    assert (await stranger.post("/new-account", {}, header={"jwk": {**members, "x": padded}})).problem == (
+        "badPublicKey"
+    )
+
+
 async def test_a_wrong_signature_is_refused(client: Client, neighbour: Client) -> None:
     """Another key under our kid proves nothing."""
-    reply = await client.post("/new-order", {}, key=neighbour.key)
+    reply = await client.post("/new-order", ORDER, key=neighbour.key)
     assert (reply.status, reply.problem) == (400, "malformed")
 
 
 async def test_a_der_signature_is_refused(client: Client) -> None:
     """JWS wants r and s side by side (RFC 7518 section 3.4), not the DER most libraries make."""
     assert isinstance(client.key, ec.EllipticCurvePrivateKey)
-    body = await client.signed(client.url("/new-order"), {})
+    body = await client.signed(client.url("/new-order"), ORDER)
     der = client.key.sign(f"{body['protected']}.{body['payload']}".encode(), ec.ECDSA(SHA256()))
     signature = urlsafe_b64encode(der).rstrip(b"=").decode()
     assert (await client.send(client.url("/new-order"), {**body, "signature": signature})).problem == "malformed"

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from tests.demo.conftest import Client, FakeClock
 
 
+SHA1_CSR = (
+    "MIHmMIGOAgEAMAAwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAR7q19UqL1r2VSe4PNCchMM4wntyXCKeXAhTkew-TTZL6kPI5JS"
+    "I6xUBmk1ZQUshzUiFMmNBe6DneoEnCM5lHZboCwwKgYJKoZIhvcNAQkOMR0wGzAZBgNVHREEEjAQgg5hLmV4YW1wbGUudGVzdDAJ"
+    "BgcqhkjOPQQBA0gAMEUCIB4dbK5QMqPAZ5hi0ykyWep44QYSELY5khudDNsApspjAiEA5uVA0WZfr-"
+    "qK4Y0E7bEzZO5JrIAg_2ehzwHufdvZseA"
+)
+"""For a.example.test, made by openssl: the crypto library signs nothing with SHA-1 any more."""
+
+
 async def test_an_order_walks_from_pending_to_valid(client: Client, clock: FakeClock) -> None:
     """The states of section 7.1.6 in their sequence, `processing` for as long as it was told to last."""
     client.ca.misbehaviour.processing_seconds = 5
@@ -136,6 +145,38 @@ async def test_answering_a_settled_challenge_again_changes_nothing(client: Clien
     assert len(client.responder.hosts) == looks
 
 
+async def test_answering_twice_makes_one_look(client: Client, clock: FakeClock) -> None:
+    """The second answer comes while the first is still being judged."""
+    client.ca.misbehaviour.validation_delay_seconds = 30
+    order = await client.order("a.example.test")
+    challenge = await client.challenge(order.json["authorizations"][0])
+    for _ in range(2):
+        assert (await client.post(challenge["url"], {})).json["status"] == "processing"
+    clock.advance(30)
+    await client.settled(order.json["authorizations"][0])
+    assert client.responder.hosts == ["a.example.test"]
+
+
+async def test_a_proven_authorization_takes_no_second_proof(client: Client) -> None:
+    """Exactly one challenge of an authorization is validated (section 7.5.1)."""
+    order = await client.ready_order("a.example.test")
+    challenge = await client.challenge(order.json["authorizations"][0], "dns-01")
+    assert (await client.post(challenge["url"], {})).json["status"] == "pending"
+
+
+async def test_a_late_finding_does_not_revive_an_authorization(client: Client, clock: FakeClock) -> None:
+    """The client gave up while the CA was looking."""
+    client.ca.misbehaviour.validation_delay_seconds = 30
+    client.ca.misbehaviour.always_valid = True
+    order = await client.order("a.example.test")
+    url = order.json["authorizations"][0]
+    await client.post((await client.challenge(url))["url"], {})
+    await client.post(url, {"status": "deactivated"})
+    clock.advance(30)
+    for _ in range(3):
+        assert (await client.post(url)).json["status"] == "deactivated"
+
+
 async def test_validation_waits_as_long_as_it_is_told(client: Client, clock: FakeClock) -> None:
     """Slow validation shows as `processing`, with a Retry-After."""
     client.ca.misbehaviour.validation_delay_seconds = 30
@@ -170,6 +211,21 @@ async def test_a_csr_names_exactly_what_was_ordered(client: Client, names: list[
     order = await client.ready_order("a.example.test")
     assert (await client.finalize(order, names=names)).problem == "badCSR"
     assert (await client.finalize(order)).json["status"] == "valid"
+
+
+async def test_a_common_name_is_one_of_the_names(client: Client, make_csr: Callable[..., str], make_key: Any) -> None:
+    """A stray name in the subject would be certified unproven."""
+    order = await client.ready_order("a.example.test")
+    for common_name, status in (("b.example.test", 400), ("a.example.test", 200)):
+        request = make_csr(make_key(), ["a.example.test"], common_name=common_name)
+        assert (await client.post(order.json["finalize"], {"csr": request})).status == status
+
+
+async def test_a_weak_signature_is_refused(client: Client) -> None:
+    """Nothing below SHA-256 is taken by public CAs."""
+    order = await client.ready_order("a.example.test")
+    reply = await client.post(order.json["finalize"], {"csr": SHA1_CSR})
+    assert (reply.problem, "weak" in reply.json["detail"]) == ("badCSR", True)
 
 
 async def test_an_account_key_is_never_certified(client: Client) -> None:
