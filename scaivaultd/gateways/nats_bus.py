@@ -48,6 +48,7 @@ class NatsBus:
         self._last_logged = float("-inf")
         self._connected = asyncio.Event()
         self._last_error = "not connected yet"
+        self._closing = False
         self.client = Client()
 
     @property
@@ -86,6 +87,7 @@ class NatsBus:
 
     async def close(self, drain_seconds: float) -> None:
         """Send what is under way and close; an absent server is no reason to wait."""
+        self._closing = True
         try:
             async with asyncio.timeout(drain_seconds):
                 if self.is_connected:
@@ -119,7 +121,8 @@ class NatsBus:
 
     async def _on_disconnected(self) -> None:
         self._connected.clear()
-        self._log.warning("nats.disconnected")
+        if not self._closing:
+            self._log.warning("nats.disconnected")
 
     async def _on_reconnected(self) -> None:
         self._connected.set()
