@@ -178,8 +178,7 @@ class Pursuit:
             case Prove(pairs):
                 await self._prove([challenge for _, challenge in pairs], [each.identifier for each, _ in pairs])
             case AnswerAgain(challenges):
-                await self._pause()
-                await self._respond(challenges)
+                await self._answer_again(challenges)
             case PollOrder():
                 await self._poll()
             case Finalize():
@@ -335,6 +334,13 @@ class Pursuit:
         self._look(responses=counted, authorizations=_with_challenges(self._state.authorizations, answered))
         self._pause_seconds = FIRST_PAUSE_SECONDS
 
+    async def _answer_again(self, challenges: Sequence[wire.Challenge]) -> None:
+        # Whatever the CA did not see may need a moment to be there: one second, then two, then four.
+        answered = max(self._state.responses[each.url] for each in challenges)
+        self._pause_seconds = 0.5 * 2**answered
+        await self._pause()
+        await self._respond(challenges)
+
     async def _respond_to(self, challenge: wire.Challenge) -> wire.Challenge:
         try:
             fetched = await self._client.respond(challenge.url)
@@ -384,8 +390,9 @@ class Pursuit:
             raise CaMisbehaved("the CA's order has no finalize URL")
         csr = x509.csr_der(await self._private_key(), self.order.identifiers)
         try:
-            fetched = await self._client.finalize(url, csr)
-            self._look(order=self._seen(fetched))
+            self._look(order=self._seen(await self._client.finalize(url, csr)))
+            if self._state.order.status == "ready":
+                raise CaMisbehaved("the CA took the CSR and shows the order as ready all the same")
         except (CaUnavailable, CaMisbehaved) as doubt:
             await self._doubt(doubt)
         except CaRefused as refusal:
