@@ -57,6 +57,11 @@ class Pebble:
             await process.stop()
 
     @property
+    def pid(self) -> int:
+        """Pebble's process id."""
+        return self._pebble.pid
+
+    @property
     def requests(self) -> int:
         """How many requests it has seen, by its own log."""
         return len(re.findall(r"^Pebble .* (?:GET|HEAD|POST) /", self._pebble.log, re.MULTILINE))

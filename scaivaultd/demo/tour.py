@@ -74,8 +74,7 @@ async def _tour(folder: Path, *, keep: bool, ca: str) -> None:
         _say_next(folder, certificate_id, keep=keep)
         if keep:
             await _until_interrupted()
-    if not keep:
-        _say("Done: all stopped, nothing left behind. `make demo KEEP=1` leaves it running.")
+    _say("Done: all stopped, nothing left behind." + ("" if keep else " `make demo KEEP=1` leaves it running."))
 
 
 async def _start_ca(folder: Path, http01_port: int, ca: str, stack: AsyncExitStack) -> _Ca:

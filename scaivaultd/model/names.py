@@ -84,14 +84,15 @@ def parse_identifiers(texts: Sequence[str], *, public_ca: bool, pointer: str = "
     return tuple(identifiers)
 
 
-def require_provable(identifiers: Sequence[Identifier], challenge_type: str, pointer: str = "/domains") -> None:
-    """Refuse identifiers that `challenge_type` can never prove.
+def require_provable(texts: Sequence[str], challenge_type: str, pointer: str = "/domains") -> None:
+    """Refuse names that `challenge_type` can never prove; they must have passed `parse_identifiers`.
 
     Raises:
         UnsupportedChallenge: wildcards need dns-01 (RFC 8555 section 7.1.3); addresses cannot have it (RFC 8738).
     """
     refused = []
-    for place, identifier in enumerate(identifiers):
+    # The caller's own texts: a pointer into the list without duplicates would point at another name.
+    for place, identifier in enumerate(_parse(text, public_ca=False) for text in texts):
         if identifier.is_wildcard and challenge_type != "dns-01":
             detail = f"'{identifier}': a wildcard can only be proven by dns-01, not by {challenge_type}"
             refused.append(FieldError(pointer=f"{pointer}/{place}", code="wildcard_needs_dns_01", detail=detail))

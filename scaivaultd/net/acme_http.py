@@ -17,7 +17,7 @@ import msgspec
 
 from scaivaultd.acme import exchange, signing, wire
 from scaivaultd.acme.exchange import Answer
-from scaivaultd.model.errors import CaMisbehaved, CaRefused, CaUnavailable, ScaivaultError
+from scaivaultd.model.errors import CaMisbehaved, CaRefused, CaUnavailable, CertificatePending, ScaivaultError
 from scaivaultd.net.guard import AddressGuard, GuardedResolver
 from scaivaultd.net.nonces import NoncePool
 
@@ -164,8 +164,7 @@ class CaConnection:
     async def _fresh_nonce(self) -> str:
         url = (await self.directory()).new_nonce
         self._guard.check_url(url)
-        async with asyncio.timeout(_TIMEOUT.total):
-            answer = await self._patiently(lambda: self._fetch_nonce(url))
+        answer = await self._patiently(lambda: self._fetch_nonce(url))
         nonce = answer.nonce
         if nonce is None:
             raise CaMisbehaved("the CA's newNonce answer has no usable Replay-Nonce")
@@ -324,13 +323,13 @@ class AcmeClient:
         """Download the chain (7.4.2), unjudged.
 
         Raises:
-            CaUnavailable: also for 404 shortly after the order became valid; try again.
+            CertificatePending: 404, as it happens shortly after the order became valid.
         """
         try:
             answer = await self._post(url, None, "the certificate")
         except CaRefused as refusal:
             if refusal.problem is not None and refusal.problem.status == 404:
-                raise CaUnavailable("the CA does not have the certificate at hand yet") from refusal
+                raise CertificatePending("the CA does not have the certificate at hand yet") from refusal
             raise
         if len(answer.body) > CERTIFICATE_MAX:
             raise CaMisbehaved(f"the CA's certificate chain is larger than {CERTIFICATE_MAX >> 10} KiB")

@@ -18,15 +18,19 @@ from scaivaultd.acme.signing import AccountKey, parse_hmac_key
 from scaivaultd.api import events
 from scaivaultd.api import messages as m
 from scaivaultd.model.errors import (
+    BackendRateLimited,
     CaRefused,
     CaUnavailable,
     Conflict,
     FieldError,
+    Internal,
     InvalidRequest,
     NotFound,
     RevisionConflict,
     ScaivaultError,
+    SecretNotFound,
     StorageUnavailable,
+    Timeout,
 )
 from scaivaultd.model.ids import AccountId
 from scaivaultd.model.resources import Account, AccountName, ExternalAccount, KeyType, SealedKey
@@ -47,7 +51,7 @@ if TYPE_CHECKING:
     from scaivaultd.services.waiting import Waiting
 
 ACCOUNT_KEY_TYPE: KeyType = "ec-p256"
-_EMAIL = re.compile(r"[^\s@,?&<>\"]+@[^\s@,?&<>\"]+")
+_EMAIL = re.compile(r"[^\s\x00-\x1f\x7f@,?&<>\"]+@[^\s\x00-\x1f\x7f@,?&<>\"]+")
 _STORAGE_PAUSE_SECONDS = 5.0
 
 
@@ -195,9 +199,16 @@ class Accounts:
         if account.status in ("invalid", "deactivated"):
             return None
         asked = directories.directory_url_for(request.provider, request.environment, request.directory_url)
-        described = (asked, request.email, request.ca_certificates_pem, request.eab.key_id if request.eab else None)
-        has = (account.directory_url, account.email, account.ca_certificates_pem, account.eab and account.eab.key_id)
-        if described != has:
+        described = (request.provider, request.environment, asked, request.email, request.ca_certificates_pem)
+        has = (
+            account.provider,
+            account.environment,
+            account.directory_url,
+            account.email,
+            account.ca_certificates_pem,
+        )
+        bound = (request.eab and request.eab.key_id) == (account.eab and account.eab.key_id)
+        if described != has or not bound:
             raise Conflict(f"the name {request.name!r} belongs to another account, {account.id}; choose another")
         return account.id
 
@@ -326,11 +337,17 @@ def _as_error(account: Account) -> ScaivaultError:
     """The error of a registration that failed for good, as its caller would have seen it directly."""
     trouble = account.error
     assert trouble is not None
+    if trouble.code == BackendRateLimited.code:
+        return BackendRateLimited(
+            trouble.detail, trouble.acme, retry_after=trouble.retry_after, retry_at=trouble.retry_at
+        )
     if trouble.code == CaUnavailable.code:
         return CaUnavailable(trouble.detail, trouble.retry_after)
-    if trouble.code == InvalidRequest.code:
-        return InvalidRequest(trouble.detail)
-    return CaRefused(trouble.detail, trouble.acme)
+    plain: dict[str, type[ScaivaultError]] = {
+        each.code: each for each in (InvalidRequest, SecretNotFound, Timeout, Internal)
+    }
+    kind = plain.get(trouble.code)
+    return CaRefused(trouble.detail, trouble.acme) if kind is None else kind(trouble.detail)
 
 
 def _check_pem(pem: str) -> None:

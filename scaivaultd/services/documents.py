@@ -147,4 +147,6 @@ def name_pointer_id(identifiers: Sequence[Identifier], key_type: KeyType) -> str
 
 def _is_word(text: str) -> bool:
     # Ids come from callers; a key must stay one word below its prefix.
-    return 0 < len(text) <= 200 and all(character.isalnum() or character in "._-" for character in text)
+    return (
+        0 < len(text) <= 200 and text.isascii() and all(character.isalnum() or character in "._-" for character in text)
+    )

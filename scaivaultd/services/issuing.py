@@ -142,7 +142,7 @@ class Issuing:
         account = (await self._tools.accounts.load(request.account_id)).value
         _require_usable(account)
         identifiers = parse_identifiers(request.domains, public_ca=account.provider != "custom")
-        require_provable(identifiers, request.challenge_type)
+        require_provable(request.domains, request.challenge_type)
         self._require_solver(request.challenge_type)
         if len(self._jobs) >= BACKLOG_MAX:
             raise RateLimited(f"{len(self._jobs)} orders are under way already; ask again later", 60)
@@ -297,7 +297,9 @@ def _require_registered(account: Account) -> None:
     if account.status == "pending":
         raise CaUnavailable(f"account {account.id} is not registered at its CA yet")
     if account.status != "valid":
-        raise CaRefused(f"account {account.id} is {account.status}")
+        why = f": {account.error.detail}" if account.error else ""
+        problem = account.error.acme if account.error else None
+        raise CaRefused(f"account {account.id} is {account.status}{why}", problem)
 
 
 def _reply(order: Order) -> m.OrderReply:

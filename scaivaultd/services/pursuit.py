@@ -18,9 +18,11 @@ from scaivaultd.acme.issuance import AnswerAgain, Download, Finalize, GiveUp, Po
 from scaivaultd.acme.signing import key_authorization_for
 from scaivaultd.api import events
 from scaivaultd.model.errors import (
+    BackendRateLimited,
     CaMisbehaved,
     CaRefused,
     CaUnavailable,
+    CertificatePending,
     Internal,
     RevisionConflict,
     Timeout,
@@ -59,6 +61,10 @@ SIDE_BY_SIDE = 8
 """Requests of one order at once: more would cost a nonce fetch each and gain nothing."""
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 10.0
+LOOK_CLOSER_SECONDS = 8.0
+"""After so long without news of the order its authorizations are read again; then after twice as long, and so on."""
+LOOK_AGAIN_SECONDS = 2.0
+"""The same at a CA that has left a failed challenge pending already."""
 PARK_SECONDS = 60.0
 """A CA that wants a longer pause gets it without the order holding a place in the CA's queue."""
 PRESENT_SECONDS = 300.0
@@ -155,6 +161,8 @@ class Pursuit:
         self._view: View | None = None
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._retry_after: float | None = None
+        self._look_closer_seconds = LOOK_CLOSER_SECONDS
+        self._look_closer_at = self._clock.monotonic() + LOOK_CLOSER_SECONDS
         self._doubts = 0
         self._may_have_asked = False
 
@@ -340,10 +348,14 @@ class Pursuit:
         self._pause_seconds = 0.5 * 2**answered
         await self._pause()
         await self._respond(challenges)
+        self._look_closer_seconds = LOOK_AGAIN_SECONDS
+        self._look_closer_at = self._clock.monotonic() + LOOK_AGAIN_SECONDS
 
     async def _respond_to(self, challenge: wire.Challenge) -> wire.Challenge:
         try:
             fetched = await self._client.respond(challenge.url)
+        except BackendRateLimited:
+            raise
         except CaRefused as refusal:
             # It may be decided already, and a decided challenge takes no answer: what does the CA show now?
             now = await self._challenge_now(challenge)
@@ -362,17 +374,38 @@ class Pursuit:
         return challenge
 
     async def _poll(self) -> None:
+        if self._clock.now() >= self._patience_end():
+            raise Timeout(await self._what_it_waits_for())
         await self._pause()
         await self._refresh()
         if self._state.order.status in ("ready", "processing") and self.order.status != self._state.order.status:
             await self._commit(status=self._state.order.status)
+        if self._state.order.status == "pending" and self._clock.monotonic() >= self._look_closer_at:
+            await self._look_closer()
+
+    async def _look_closer(self) -> None:
+        """Read the undecided authorizations: some CAs leave a failed challenge pending, and the order with it."""
+        self._look_closer_seconds *= 2
+        self._look_closer_at = self._clock.monotonic() + self._look_closer_seconds
+        undecided = [each.url for each in self._state.authorizations if each.status == "pending"]
+        read = {each.url: each for each in await _side_by_side([self._authorization(url) for url in undecided])}
+        self._look(authorizations=tuple(read.get(each.url, each) for each in self._state.authorizations))
+
+    async def _what_it_waits_for(self) -> str:
+        await self._look_closer()
+        seen = [
+            f"{authorization.identifier}: {challenge.error.detail}"
+            for authorization in self._state.authorizations
+            for challenge in authorization.challenges
+            if challenge.error is not None
+        ]
+        status = self._state.order.status
+        return "; ".join([f"the CA still shows the order as {status}, and no patience is left", *seen[:3]])
 
     async def _pause(self) -> None:
         # The CA's Retry-After beats our own pace; never ask earlier.
         wanted = self._pause_seconds if self._retry_after is None else self._retry_after
         self._retry_after = None
-        if self._clock.now() >= self._patience_end():
-            raise Timeout(f"the CA still shows the order as {self._state.order.status}; no more patience")
         if wanted > PARK_SECONDS:
             raise Parked(wanted)
         self._pause_seconds = min(self._pause_seconds * 1.8, LONGEST_PAUSE_SECONDS)
@@ -441,9 +474,9 @@ class Pursuit:
         for pause in (0.2, 0.5, 1.0, 2.0):
             try:
                 return await self._client.certificate(url)
-            except CaUnavailable as unavailable:
+            except CertificatePending:
                 # The URL may lag behind the order's state.
-                self._log.debug("certificate.not_there_yet", detail=unavailable.detail)
+                self._log.debug("certificate.not_there_yet")
                 await self._clock.sleep(pause)
         return await self._client.certificate(url)
 

@@ -22,6 +22,7 @@ MISBEHAVED_MAX = 5
 
 _PAUSES_SECONDS = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0)
 _RATE_LIMIT_PAUSE_SECONDS = 60.0
+_JITTER_MAX_SECONDS = 30.0
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,11 +47,10 @@ def judge(error: ScaivaultError, memory: Memory, *, now: datetime, fraction: flo
     attempt = memory.attempt + 1
     misbehaved = memory.misbehaved + isinstance(error, CaMisbehaved | Internal)
     next_try_at: datetime | None = None
-    if _may_retry(error, misbehaved):
-        next_try_at = now + timedelta(seconds=_pause(error, attempt, fraction))
-        # A CA that names a time beyond our patience has said no.
-        if next_try_at > memory.give_up_at:
-            next_try_at = None
+    pause = _pause(error, attempt)
+    # A CA that names a time beyond our patience has said no; the jitter is ours and does not count.
+    if _may_retry(error, misbehaved) and now + timedelta(seconds=pause) <= memory.give_up_at:
+        next_try_at = now + timedelta(seconds=pause + fraction * min(pause / 4, _JITTER_MAX_SECONDS))
     return Verdict(
         trouble=trouble_of(error, next_try_at),
         attempt=attempt,
@@ -84,10 +84,10 @@ def _may_retry(error: ScaivaultError, misbehaved: int) -> bool:
             return error.retryable
 
 
-def _pause(error: ScaivaultError, attempt: int, fraction: float) -> float:
+def _pause(error: ScaivaultError, attempt: int) -> float:
     pause = _PAUSES_SECONDS[min(attempt, len(_PAUSES_SECONDS)) - 1]
     if isinstance(error, BackendRateLimited):
-        pause = max(pause, _RATE_LIMIT_PAUSE_SECONDS) if error.retry_after is None else error.retry_after
-    elif isinstance(error, CaUnavailable) and error.retry_after is not None:
-        pause = max(pause, error.retry_after)
-    return pause * (1 + 0.25 * fraction)
+        return max(pause, _RATE_LIMIT_PAUSE_SECONDS) if error.retry_after is None else error.retry_after
+    if isinstance(error, CaUnavailable) and error.retry_after is not None:
+        return max(pause, error.retry_after)
+    return pause

@@ -30,6 +30,7 @@ def test_a_signature_verifies_and_names_the_algorithm_of_its_key(key_type: KeyTy
     header = decoded(body["protected"])
     assert header == {"alg": algorithm, "jwk": key.public_jwk, "nonce": "n0nce", "url": "https://ca/x?y=1"}
     public = josepy.jwk.JWK.from_json(key.public_jwk)
+    assert isinstance(public, josepy.jwk.JWKEC | josepy.jwk.JWKRSA)
     signed = f"{body['protected']}.{body['payload']}".encode()
     algorithms = {"ES256": josepy.jwa.ES256, "ES384": josepy.jwa.ES384, "RS256": josepy.jwa.RS256}
     signature = base64.urlsafe_b64decode(body["signature"] + "==")

@@ -119,7 +119,7 @@ class Daemon:
         found = []
         with contextlib.suppress(nats.js.errors.NotFoundError):
             info = await jetstream.stream_info("SCAIVAULT_EVENTS")
-            for sequence in range(info.state.first_seq, info.state.last_seq + 1):
+            for sequence in range(max(1, info.state.first_seq), info.state.last_seq + 1):
                 message = await jetstream.get_msg("SCAIVAULT_EVENTS", sequence)
                 found.append((message.subject or "", message.headers or {}, json.loads(message.data or b"")))
         return found
@@ -358,7 +358,7 @@ class LocalCa:
 def make_ca(stack: AsyncExitStack, tmp_path: Path) -> Callable[..., Awaitable[LocalCa]]:
     """Start a development CA in this process; it validates at `http01_port`, where the daemon is to listen."""
 
-    async def make(http01_port: int, **options: Any) -> LocalCa:
+    async def make(http01_port: int, *, stack: AsyncExitStack = stack, **options: Any) -> LocalCa:
         ca = await stack.enter_async_context(DevelopmentCa(http01_port=http01_port, **options))
         trust_file = tmp_path / f"{ca.directory_url.split(':')[2].partition('/')[0]}.pem"
         trust_file.write_text(ca.root_pem)
