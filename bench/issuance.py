@@ -70,7 +70,7 @@ async def measure_daemon(folder: Path, pebble: Pebble) -> float:
     daemon = await start_daemon(folder, pebble)
     try:
         login = json.loads((folder / "state/nats/client.json").read_text())
-        client = await nats.connect(login["url_with_credentials"])
+        client = await nats.connect(login["url"])
         account = json.loads(
             (
                 await client.request(

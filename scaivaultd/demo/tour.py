@@ -62,8 +62,8 @@ async def _tour(folder: Path, *, keep: bool, ca: str) -> None:
         _say(f"CA         {chosen.name} at {chosen.directory_url}")
         daemon = await _start_daemon(folder, http01_port, chosen, stack)
         login = json.loads((folder / "state/nats/client.json").read_text())
-        _say(f"Daemon     pid {daemon.pid}, its own nats-server at {login['url']}")
-        client = await nats.connect(login["url_with_credentials"], connect_timeout=5)
+        _say(f"Daemon     pid {daemon.pid}, its own nats-server at {login['server']}")
+        client = await nats.connect(login["url"], connect_timeout=5)
         stack.push_async_callback(client.close)
         arrived: asyncio.Queue[Msg] = asyncio.Queue(maxsize=100)
         await client.subscribe("scaivault.events.>", cb=arrived.put)
@@ -178,7 +178,7 @@ def _say_next(folder: Path, certificate_id: str, *, keep: bool) -> None:
     _say(f"           log {folder / 'daemon/log'}")
     _say(f"           NATS login {client_file}")
     _say("Next, with the `nats` command of the NATS project:")
-    read_url = f'import json; print(json.load(open("{client_file}"))["url_with_credentials"])'
+    read_url = f'import json; print(json.load(open("{client_file}"))["url"])'
     _say(f"  export NATS_URL=$(python3 -c '{read_url}')")
     _say(f"  nats request {ROOT}.pki.certificates.get '{json.dumps({'id': certificate_id})}'")
     _say("  nats subscribe 'scaivault.events.>'")

@@ -112,10 +112,10 @@ class _Credentials(msgspec.Struct, frozen=True):
 
 
 class _ClientFile(msgspec.Struct, frozen=True):
-    """What a local program needs to connect."""
+    """What a local program needs to connect: `url` alone is enough, since it holds the login; `server` is without."""
 
-    url: str
-    url_with_credentials: Secret
+    url: Secret
+    server: str
     user: str
     password: Secret
     credentials_file: str
@@ -422,8 +422,8 @@ class NatsServerChild:
     def _write_client_file(self) -> None:
         user, password = self._credentials.user, self._credentials.password
         content = _ClientFile(
-            url=self.url,
-            url_with_credentials=Secret(f"nats://{user}:{password.reveal()}@{_HOST}:{self._port}"),
+            server=self.url,
+            url=Secret(f"nats://{user}:{password.reveal()}@{_HOST}:{self._port}"),
             user=user,
             password=password,
             credentials_file=str(self._places.credentials),

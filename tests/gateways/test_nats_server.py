@@ -301,10 +301,10 @@ class TestServing:
         async with new_child() as child:
             content = client_file(state_dir)
             credentials = read_json(Path(content["credentials_file"]))
-            assert content["url"] == child.url
-            assert content["user"] not in content["url"]
+            assert content["server"] == child.url
+            assert content["url"] == child.url.replace("//", f"//{content['user']}:{content['password']}@")
             assert credentials == {"user": content["user"], "password": content["password"]}
-            client = await nats.connect(content["url_with_credentials"])
+            client = await nats.connect(content["url"])
             await client.close()
 
     async def test_files_are_for_the_daemons_user_alone(
@@ -589,7 +589,7 @@ class TestRefusing:
         async with new_child() as first:
             with pytest.raises(StartupError, match="another daemon or nats-server still uses"):
                 await new_child(clock=JumpingClock()).__aenter__()
-            assert client_file(state_dir)["url"] == first.url
+            assert client_file(state_dir)["server"] == first.url
             async with connected(first):
                 pass
 

@@ -75,7 +75,7 @@ class Daemon:
         async def quiet(_: Exception) -> None:
             return None
 
-        url = self.url or json.loads((self.state_dir / "nats/client.json").read_text())["url_with_credentials"]
+        url = self.url or json.loads((self.state_dir / "nats/client.json").read_text())["url"]
         options = {"connect_timeout": 1, "max_reconnect_attempts": 1, "reconnect_time_wait": 0.1}
         return await nats.connect(url, error_cb=quiet, allow_reconnect=False, **options)
 

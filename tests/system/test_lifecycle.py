@@ -683,8 +683,8 @@ async def test_local_clients_find_their_way_by_a_private_file(hanging_ca: Any, m
     assert mode_of(path) == 0o600
     assert mode_of(path.parent) == 0o700
     client = json.loads(path.read_text())
-    assert client["url"].startswith("nats://127.0.0.1:")
-    assert client["url_with_credentials"] == client["url"].replace("//", f"//{client['user']}:{client['password']}@")
+    assert client["server"].startswith("nats://127.0.0.1:")
+    assert client["url"] == client["server"].replace("//", f"//{client['user']}:{client['password']}@")
     assert mode_of(client["credentials_file"]) == 0o600
     child = entries(daemon, "nats_server.started")[-1]["server_pid"]
     for text in (daemon.process.log, arguments_of(daemon.process.pid), arguments_of(child)):

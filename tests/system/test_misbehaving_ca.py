@@ -97,7 +97,6 @@ class Case:
     resolve: Callable[[str], str] | None = None
     is_impatient: bool = False
     until_set_back: bool = False
-    watch_seconds: float = CASE_SECONDS
 
     @property
     def requests(self) -> tuple[tuple[str, ...], ...]:
@@ -213,7 +212,7 @@ class Trial:
 
         # Where it stands in the end is in the outcome, and its test says what should be.
         with contextlib.suppress(TimeoutError):
-            await until(has_ended, f"order of {self.case.id}", self.case.watch_seconds)
+            await until(has_ended, f"order of {self.case.id}", CASE_SECONDS)
         return found[0]
 
 

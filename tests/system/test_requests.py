@@ -209,7 +209,7 @@ async def by_hand() -> AsyncIterator[Any]:
 
     async def connect(daemon: Any) -> RawNats:
         connection = json.loads((daemon.state_dir / "nats/client.json").read_text())
-        clients.append(await RawNats.connect(connection["url_with_credentials"]))
+        clients.append(await RawNats.connect(connection["url"]))
         return clients[-1]
 
     yield connect
