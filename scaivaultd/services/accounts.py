@@ -161,10 +161,10 @@ class Accounts:
     async def _accept(self, request: m.CreateAccount) -> AccountId:
         await self._check(request)
         for _ in range(3):
-            holder = await ACCOUNT_NAMES.get(self._store, digest(request.name))
-            if holder is not None and (same := await self._same(request, holder.value.account_id)):
-                return same
             try:
+                holder = await ACCOUNT_NAMES.get(self._store, digest(request.name))
+                if holder is not None and (same := await self._same(request, holder.value.account_id)):
+                    return same
                 return await self._write(request, ABSENT if holder is None else holder.revision)
             except RevisionConflict:
                 continue  # somebody took the name a moment ago: look at what they made
@@ -195,7 +195,8 @@ class Accounts:
 
     async def _same(self, request: m.CreateAccount, account_id: AccountId) -> AccountId | None:
         """The account that has the name, if the request describes it; None if the name is free again."""
-        account = (await self.load(account_id)).value
+        current = await self.load(account_id)
+        account = current.value
         if account.status in ("invalid", "deactivated"):
             return None
         asked = directories.directory_url_for(request.provider, request.environment, request.directory_url)
@@ -208,9 +209,18 @@ class Accounts:
             account.ca_certificates_pem,
         )
         bound = (request.eab and request.eab.key_id) == (account.eab and account.eab.key_id)
-        if described != has or not bound:
-            raise Conflict(f"the name {request.name!r} belongs to another account, {account.id}; choose another")
-        return account.id
+        if described == has and bound:
+            return account.id
+        if account.status == "pending" and account.error is not None:
+            await self._replace(current)
+            return None
+        raise Conflict(f"the name {request.name!r} belongs to another account, {account.id}; choose another")
+
+    async def _replace(self, current: Versioned[Account]) -> None:
+        """Give up a registration that does not come through for one that its owner has corrected."""
+        replaced = msgspec.structs.replace(current.value, status="invalid", next_try_at=None)
+        await self._store.commit([ACCOUNTS.put(replaced, current.revision)])
+        self._log.info("account.replaced", account_id=current.value.id)
 
     async def _write(self, request: m.CreateAccount, name_revision: int) -> AccountId:
         """Write order, step 0: key and intent, before the CA hears of it."""
@@ -261,12 +271,19 @@ class Accounts:
                 return
             if current.value.next_try_at is not None:
                 await self._clock.sleep((current.value.next_try_at - self._clock.now()).total_seconds())
-            error = await outcome_of(self._register_once(current), self._log.bind(account_id=account_id))
-            if isinstance(error, StorageUnavailable):
-                self._log.warning("account.store_unavailable", account_id=account_id, detail=error.detail)
-                await self._clock.sleep(_STORAGE_PAUSE_SECONDS)
-            elif error is not None:
-                await self._set_back(current, error)
+            try:
+                await self._try_to_register(current)
+            except RevisionConflict:
+                continue  # it was replaced meanwhile: look again
+
+    async def _try_to_register(self, current: Versioned[Account]) -> None:
+        log = self._log.bind(account_id=current.value.id)
+        error = await outcome_of(self._register_once(current), log, let_pass=(RevisionConflict,))
+        if isinstance(error, StorageUnavailable):
+            log.warning("account.store_unavailable", detail=error.detail)
+            await self._clock.sleep(_STORAGE_PAUSE_SECONDS)
+        elif error is not None:
+            await self._set_back(current, error)
 
     async def _register_once(self, current: Versioned[Account]) -> None:
         account = current.value

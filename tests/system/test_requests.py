@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from nats.aio.msg import Msg
 
-from scaivaultd.demo.process import until
+from scaivaultd.demo.process import free_port, until
 from scaivaultd.model.resources import SealedKey
 from scaivaultd.store.master_key import load_master_key
 from scaivaultd.store.sealing import EnvelopeSealer
@@ -929,3 +929,17 @@ async def test_no_secret_stands_in_log_event_or_store(make_pebble: Any, make_dae
     keys, proofs, elsewhere, stores = await secrets_and_places(make_pebble, make_daemon)
     assert keys.found_in(elsewhere | stores) == []
     assert proofs.found_in(elsewhere) == []
+
+
+async def test_a_registration_that_does_not_come_through_can_be_corrected(make_ca: Any, new_daemon: Any) -> None:
+    """Who forgot the CA's root must not wait an hour until the name is free again."""
+    local = await make_ca(free_port())
+    daemon = new_daemon(local)
+    daemon.configuration = daemon.configuration.replace(f'["{local.trust_file}"]', "[]")
+    await daemon.start()
+    wrong = {"name": "mine", "provider": "custom", "directory_url": local.directory_url, "wait_seconds": 4}
+    first = await daemon.ask(CREATE, **wrong)
+    assert (first["status"], first["error"]["code"]) == ("pending", "ca_unavailable"), first
+    second = await daemon.ask(CREATE, **wrong, ca_certificates_pem=local.trust_file.read_text())
+    assert second["status"] == "valid", second
+    assert (await daemon.ask("pki.acme.accounts.get", id=first["id"]))["status"] == "invalid"
