@@ -131,7 +131,7 @@ class Daemon:
             cas=cas,
             secrets=ReferencedSecrets(
                 settings.secrets.allow,
-                master_key=settings.secrets.master_key,
+                master_key=settings.secrets.master_key or state.own_key_source(settings.state_dir),
                 environment=self._environment,
                 credentials_directory=credentials_directory,
             ),

@@ -58,11 +58,24 @@ def configure(
 def strike_secrets(logger: Any, method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Processor: replace what looks like a secret, by its name or by its form."""
     for name, value in entry.items():
-        if _SECRET_NAMES.search(name) and not isinstance(value, int | float | None):
-            entry[name] = "<secret>"
-        elif isinstance(value, str):
-            entry[name] = _SECRET_TEXT.sub("<secret>", value)
+        entry[name] = _struck(name, value)
     return entry
+
+
+def _struck(name: object, value: Any) -> Any:
+    if isinstance(name, str) and _SECRET_NAMES.search(name) and not isinstance(value, int | float | None):
+        return "<secret>"
+    match value:
+        case str():
+            return _SECRET_TEXT.sub("<secret>", value)
+        case bytes() | bytearray() | memoryview():
+            return f"<{len(value)} bytes>"
+        case dict():
+            return {key: _struck(key, inner) for key, inner in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_struck(None, inner) for inner in value]
+        case _:
+            return value
 
 
 def _adopt_foreign(shared: list[Processor], renderer: Processor, output: TextIO) -> None:

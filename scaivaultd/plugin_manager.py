@@ -68,10 +68,12 @@ def _take(entry_point: metadata.EntryPoint, solvers: dict[str, SolverKind]) -> s
         if not fits(wanted):
             return f"it is written for plugin API {wanted}; this daemon has {PLUGIN_API}"
         kinds = _kinds(module, entry_point.name)
-    except Exception as error:  # noqa: BLE001 - a stranger's import may raise anything; it must not keep us down
+    # A stranger's import may raise anything, or try to leave; neither keeps us down.
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - see above
         return f"{type(error).__name__}: {error}"
-    if taken := next((kind.challenge_type for kind in kinds if kind.challenge_type in solvers), None):
-        return f"another plugin solves {taken} already"
+    types = [kind.challenge_type for kind in kinds]
+    if taken := next((each for place, each in enumerate(types) if each in solvers or each in types[:place]), None):
+        return f"{taken} is solved already, by another plugin or twice by this one"
     solvers.update((kind.challenge_type, kind) for kind in kinds)
     return None
 
@@ -85,4 +87,8 @@ def _kinds(module: object, name: str) -> list[SolverKind]:
     kinds = [kind for kinds in manager.hook.scaivaultd_challenge_solvers() for kind in kinds]
     if strange := [kind for kind in kinds if not isinstance(kind, SolverKind)]:
         raise TypeError(f"scaivaultd_challenge_solvers returned {type(strange[0]).__name__}, not SolverKind")
+    for kind in kinds:
+        # msgspec checks types when it decodes, not when a constructor is called.
+        if not (isinstance(kind.name, str) and isinstance(kind.challenge_type, str) and callable(kind.open)):
+            raise TypeError("a SolverKind needs a text as name and as challenge_type, and a callable as open")
     return kinds

@@ -105,6 +105,11 @@ async def node_id(store: Store, ids: IdMaker) -> NodeId:
     return node.id
 
 
+def own_key_source(state_dir: Path) -> str:
+    """The source of the key that the daemon makes for itself where none is configured."""
+    return f"file:{state_dir / 'master.key'}"
+
+
 def _own_key_file(state_dir: Path, *, may_create: bool, log: FilteringBoundLogger) -> str:
     path = state_dir / "master.key"
     if not path.exists():
@@ -119,4 +124,4 @@ def _own_key_file(state_dir: Path, *, may_create: bool, log: FilteringBoundLogge
         path=str(path),
         advice="whoever copies state_dir has the key too; set [secrets] master_key to a file elsewhere",
     )
-    return f"file:{path}"
+    return own_key_source(state_dir)

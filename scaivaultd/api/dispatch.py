@@ -71,15 +71,21 @@ class Dispatcher:
             context = RequestContext(request_id=request_id, idempotency_key=_idempotency_key(incoming))
             reply = await binding.handler(decode(incoming.body, binding.command.request), context)
             body = _ENCODER.encode(reply)
+        except e.Internal as error:
+            log.error("request.failed", detail=error.detail)  # noqa: TRY400 - raised on purpose, with its text
+            return self._internal(request_id)
         except e.ScaivaultError as error:
             log.info("request.refused", error_code=error.code, detail=error.detail)
             return _failed(error, request_id)
         except Exception:
             log.exception("request.failed")
-            return _failed(e.Internal("an unexpected error; the log tells more under this request_id"), request_id)
+            return self._internal(request_id)
         # Reading is what everybody does all day; what changes something is the life of a certificate.
         (log.debug if binding.command.method == "GET" else log.info)("request.answered")
         return Outgoing(body=body, status=binding.command.status, request_id=request_id)
+
+    def _internal(self, request_id: str) -> Outgoing:
+        return _failed(e.Internal("an unexpected error; the log tells more under this request_id"), request_id)
 
     def refusal(self, error: e.ScaivaultError) -> Outgoing:
         """The answer to a request that is not even looked at."""
@@ -154,7 +160,9 @@ def _field_error(message: str, request: type[m.Request]) -> e.FieldError:
         near = difflib.get_close_matches(unknown[1], known, n=1) if not pointer else []
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         return e.FieldError(
-            pointer=f"{pointer}/{unknown[1]}", code="unknown_field", detail=f"unknown field {unknown[1]!r}{hint}"
+            pointer=f"{pointer}/{_escaped(unknown[1])}",
+            code="unknown_field",
+            detail=f"unknown field {unknown[1]!r}{hint}",
         )
     if missing := _MISSING_FIELD.match(text):
         return e.FieldError(
@@ -162,3 +170,8 @@ def _field_error(message: str, request: type[m.Request]) -> e.FieldError:
         )
     where = f"{pointer}: " if pointer else ""
     return e.FieldError(pointer=pointer, code="invalid_value", detail=f"{where}{text}")
+
+
+def _escaped(name: str) -> str:
+    """A name as part of a JSON Pointer (RFC 6901 section 3)."""
+    return name.replace("~", "~0").replace("/", "~1")

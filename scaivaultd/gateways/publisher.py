@@ -111,6 +111,11 @@ class Publisher:
         if self._is_doubtful(pending) and await self._last_event_id(subject) == event.id:
             return
         headers = {**cloud_event_headers(event, self._source), "Nats-Msg-Id": event.id}
+        size = len(event.data) + sum(len(name) + len(value) + 4 for name, value in headers.items()) + 32
+        if size > self._bus.client.max_payload:
+            # The server would close the connection, and every later event would wait behind this one.
+            self._log.error("event.too_large", event_id=event.id, subject=subject, bytes=size)
+            return
         await self._jetstream.publish(subject, event.data, timeout=_ACK_SECONDS, headers=headers)
         self._log.debug("event.published", event_id=event.id, subject=subject)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -22,7 +22,7 @@ from scaivaultd.net.guard import AddressGuard, GuardedResolver
 from scaivaultd.net.nonces import NoncePool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from structlog.typing import FilteringBoundLogger
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from scaivaultd.acme.signing import AccountKey
     from scaivaultd.model.clock import Clock, Randomness
     from scaivaultd.model.names import Identifier
+
+T = TypeVar("T")
 
 BODY_MAX = 1 << 20
 CERTIFICATE_MAX = 256 << 10
@@ -140,19 +142,27 @@ class CaConnection:
         """
         self._guard.check_url(url)
 
-        async def once() -> Answer:
-            return await self._signed(url, payload, what, key, kid)
-
-        return await (self._patiently(once) if repeatable else once())
+        if repeatable:
+            return await self._patiently(lambda: self._signed(url, payload, what, key, kid, self._fresh_nonce))
+        # The nonce may be fetched as often as it takes; only the request itself goes out once.
+        return await self._signed(url, payload, what, key, kid, lambda: self._patiently(self._fresh_nonce))
 
     def pace(self, answer: Answer) -> float | None:
         """When the CA wants to be asked about this again, in seconds."""
         return answer.retry_after(self._clock.now())
 
-    async def _signed(self, url: str, payload: bytes, what: str, key: AccountKey, kid: str | None) -> Answer:
+    async def _signed(
+        self,
+        url: str,
+        payload: bytes,
+        what: str,
+        key: AccountKey,
+        kid: str | None,
+        fresh_nonce: Callable[[], Awaitable[str]],
+    ) -> Answer:
         for attempt in range(1, BAD_NONCE_TRIES + 1):
             started = self._clock.monotonic()
-            nonce = self._nonces.take() or await self._fresh_nonce()
+            nonce = self._nonces.take() or await fresh_nonce()
             body = key.sign(payload, url=url, nonce=nonce, kid=kid)
             answer = await self._send("POST", url, what, body)
             if not exchange.is_bad_nonce(answer):
@@ -164,25 +174,20 @@ class CaConnection:
     async def _fresh_nonce(self) -> str:
         url = (await self.directory()).new_nonce
         self._guard.check_url(url)
-        answer = await self._patiently(lambda: self._fetch_nonce(url))
-        nonce = answer.nonce
-        if nonce is None:
+        answer = self._accepted(await self._request("HEAD", url, "newNonce", None), "newNonce")
+        if answer.nonce is None:
             raise CaMisbehaved("the CA's newNonce answer has no usable Replay-Nonce")
-        return nonce
-
-    async def _fetch_nonce(self, url: str) -> Answer:
-        return self._accepted(await self._request("HEAD", url, "newNonce", None), "newNonce")
+        return answer.nonce
 
     async def _exchange(self, method: str, url: str, what: str) -> Answer:
         self._guard.check_url(url)
         return self._accepted(await self._send(method, url, what, None), what)
 
-    async def _patiently(self, once: Callable[[], Any]) -> Answer:
+    async def _patiently(self, once: Callable[[], Awaitable[T]]) -> T:
         pause = 0.1
         for attempt in range(1, WEATHER_TRIES + 1):
             try:
-                answer: Answer = await once()
-                return answer
+                return await once()
             except CaUnavailable as weather:
                 wanted = pause if weather.retry_after is None else weather.retry_after
                 if attempt == WEATHER_TRIES or wanted > PATIENCE_SECONDS:

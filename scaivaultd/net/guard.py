@@ -28,7 +28,7 @@ class AddressGuard:
 
     def allows(self, host: str, port: int, address: str) -> bool:
         """Whether a connection to `address` under the name `host` may be made."""
-        if ipaddress.ip_address(address.partition("%")[0]).is_global:
+        if _is_public(ipaddress.ip_address(address.partition("%")[0])):
             return True
         names = {host.lower(), address.lower()}
         return any(entry in self._listed for name in names for entry in (f"{name}:{port}", f"[{name}]:{port}"))
@@ -44,6 +44,9 @@ class AddressGuard:
             host, port = parts.hostname or "", parts.port or 443
         except ValueError as error:
             raise CaMisbehaved(f"the CA sent a URL that is none: {error}") from error
+        if not url.isascii():
+            # Digits of other scripts would be folded to an address after we have looked.
+            raise CaMisbehaved("the CA sent a URL with characters that no URL has (RFC 3986)")
         if parts.scheme != "https" or not host:
             raise CaMisbehaved(f"the CA sent a URL that is not https: {url[:200]!r}")
         if _is_address(host) and not self.allows(host, port, host):
@@ -63,6 +66,11 @@ class AddressGuard:
             results = await GuardedResolver(AddressGuard.everything()).resolve(host, port, socket.AF_UNSPEC)
         except OSError:
             return
+        except UnicodeError as error:
+            detail = f"{host!r} is no host name: {error}"
+            raise InvalidRequest(
+                detail, [FieldError(pointer="/directory_url", code="bad_url", detail=detail)]
+            ) from error
         forbidden = [each["host"] for each in results if not self.allows(host, port, each["host"])]
         if forbidden:
             detail = (
@@ -102,6 +110,26 @@ class GuardedResolver(AbstractResolver):
 
     async def close(self) -> None:
         """Nothing to close."""
+
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
+
+
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether anybody on the Internet may be there; an IPv4 address inside an IPv6 one is judged as itself."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.is_site_local:
+            return False
+        if (inner := _embedded(address)) is not None:
+            return _is_public(inner)
+    return address.is_global and not address.is_multicast
+
+
+def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    if address in _NAT64 or address in _IPV4_COMPATIBLE:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
 
 
 def _is_address(host: str) -> bool:

@@ -33,7 +33,7 @@ class ReferencedSecrets:
         credentials_directory: Path | None,
     ) -> None:
         """`master_key` is where the master key is: no caller may name that, whatever is allowed."""
-        self._master_key = (master_key or "").replace("credential:", "cred:", 1)
+        self._master_key = _normal((master_key or "").replace("credential:", "cred:", 1))
         self._allow = tuple(allow)
         self._environment = environment
         self._credentials_directory = credentials_directory
@@ -47,8 +47,8 @@ class ReferencedSecrets:
         if not reference.startswith(_SCHEMES) or reference in _SCHEMES:
             raise _refused(f"{reference!r} is no secret reference; write cred:NAME, file:/PATH or env:NAME")
         if reference.startswith("file:") and not _is_plain(reference.removeprefix("file:")):
-            raise _refused(f"{reference!r}: give an absolute path without '..'")
-        if reference == self._master_key or not any(self._covers(prefix, reference) for prefix in self._allow):
+            raise _refused(f"{reference!r}: give an absolute, printable path without '..'")
+        if _normal(reference) == self._master_key or not any(self._covers(prefix, reference) for prefix in self._allow):
             raise _refused(
                 f"{reference!r} is not among the references callers may use; an administrator can add it to "
                 "[secrets] allow"
@@ -87,7 +87,13 @@ class ReferencedSecrets:
 
 def _is_plain(path: str) -> bool:
     pure = PurePosixPath(path)
-    return pure.is_absolute() and ".." not in pure.parts
+    return pure.is_absolute() and ".." not in pure.parts and path.isprintable()
+
+
+def _normal(reference: str) -> str:
+    scheme, colon, rest = reference.partition(":")
+    # Two slashes at the start are one here, which normpath leaves as they are.
+    return f"{scheme}{colon}/{os.path.normpath(rest).lstrip('/')}" if scheme == "file" else reference
 
 
 def _read_file(path: Path, reference: str) -> str:

@@ -265,25 +265,39 @@ class Accounts:
         self._jobs.start(f"register {account_id}", lambda: self._register(account_id))
 
     async def _register(self, account_id: AccountId) -> None:
-        while True:
-            current = await self.load(account_id)
-            if current.value.status != "pending":
-                return
-            if current.value.next_try_at is not None:
-                await self._clock.sleep((current.value.next_try_at - self._clock.now()).total_seconds())
+        while await self._is_pending(account_id):
             try:
-                await self._try_to_register(current)
+                await self._try_to_register(await self.load(account_id))
             except RevisionConflict:
                 continue  # it was replaced meanwhile: look again
+            except StorageUnavailable as error:
+                await self._wait_for_store(account_id, error)
+
+    async def _is_pending(self, account_id: AccountId) -> bool:
+        """Whether there is more to do; returns when it is due."""
+        while True:
+            try:
+                account = (await self.load(account_id)).value
+            except StorageUnavailable as error:
+                await self._wait_for_store(account_id, error)
+                continue
+            if account.next_try_at is not None:
+                await self._clock.sleep((account.next_try_at - self._clock.now()).total_seconds())
+            return account.status == "pending"
 
     async def _try_to_register(self, current: Versioned[Account]) -> None:
+        if current.value.status != "pending":
+            return
         log = self._log.bind(account_id=current.value.id)
         error = await outcome_of(self._register_once(current), log, let_pass=(RevisionConflict,))
         if isinstance(error, StorageUnavailable):
-            log.warning("account.store_unavailable", detail=error.detail)
-            await self._clock.sleep(_STORAGE_PAUSE_SECONDS)
-        elif error is not None:
+            raise error
+        if error is not None:
             await self._set_back(current, error)
+
+    async def _wait_for_store(self, account_id: AccountId, error: StorageUnavailable) -> None:
+        self._log.warning("account.store_unavailable", account_id=account_id, detail=error.detail)
+        await self._clock.sleep(_STORAGE_PAUSE_SECONDS)
 
     async def _register_once(self, current: Versioned[Account]) -> None:
         account = current.value

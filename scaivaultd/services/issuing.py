@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from scaivaultd.api import events
 from scaivaultd.api import messages as m
 from scaivaultd.model.errors import (
     CaRefused,
-    CaUnavailable,
     Conflict,
     FieldError,
     NotFound,
@@ -27,11 +25,9 @@ from scaivaultd.model.ids import OrderId
 from scaivaultd.model.names import parse_identifiers, require_provable
 from scaivaultd.model.resources import UNFINISHED, IdempotentResult, Order
 from scaivaultd.model.storage import ABSENT
-from scaivaultd.services import setbacks
 from scaivaultd.services.documents import ACCOUNTS, IDEMPOTENCY, IDEMPOTENCY_SECONDS, ORDERS, Versioned, digest
 from scaivaultd.services.jobs import outcome_of
 from scaivaultd.services.pursuit import Parked, Presence, Pursuit, Superseded, Tools, journalled
-from scaivaultd.services.setbacks import Memory
 
 if TYPE_CHECKING:
     from scaivaultd.api.commands import RequestContext
@@ -97,10 +93,8 @@ class Issuing:
             log.error("order.no_solver", challenge_type=order.challenge_type)
             return
         presence = Presence(solver, log, was_away=order.url is not None)
-        try:
-            # First of all, before any place in the CA's queue: the CA may be looking for it right now.
-            await presence.present(journalled(order))
-        except ScaivaultError as error:
+        # First of all, before any place in the CA's queue: the CA may be looking for it right now.
+        if error := await outcome_of(presence.present(journalled(order)), log):
             log.warning("order.not_presented", detail=error.detail)
         self._start(order.id, presence)
 
@@ -202,30 +196,25 @@ class Issuing:
             if account.status == "pending":
                 await self._waiting.until(ACCOUNTS, account.id, _REGISTRATION_SECONDS, _is_decided)
             async with self._places[account.directory_url]:
-                error = await self._attempt_in_place(order_id, presence)
-            if isinstance(error, StorageUnavailable):
-                await self._wait_for_store(order_id, error)
-            elif error is not None:
-                await self._examine(account, error)
-                await self._set_back(order_id, error)
+                await self._attempt_in_place(order_id, presence)
         except StorageUnavailable as error:
             await self._wait_for_store(order_id, error)
 
-    async def _attempt_in_place(self, order_id: OrderId, presence: Presence) -> ScaivaultError | None:
+    async def _attempt_in_place(self, order_id: OrderId, presence: Presence) -> None:
         # Another look after the wait for a place: the account may be registered by now, or gone.
-        current = await self._load(order_id)
         account = await self._account_of(order_id)
+        pursuit = Pursuit(self._tools, await self._load(order_id), account, presence)
         log = self._tools.log.bind(order_id=order_id)
         try:
-            return await outcome_of(self._run(current, account, presence), log, let_pass=(Parked, Superseded))
+            error = await outcome_of(pursuit.run(), log, let_pass=(Parked, Superseded))
         except Parked as parked:
-            await self._park(order_id, parked.seconds)
-            return None
-
-    async def _run(self, current: Versioned[Order], account: Account, presence: Presence) -> None:
-        _require_registered(account)
-        client = await self._tools.accounts.client(account)
-        await Pursuit(self._tools, current, client, presence).run()
+            await pursuit.park(parked.seconds)
+            return
+        if isinstance(error, StorageUnavailable):
+            raise error
+        if error is not None:
+            await self._examine(account, error)
+            await pursuit.set_back(error)
 
     async def _account_of(self, order_id: OrderId) -> Account:
         order = await self._load(order_id)
@@ -237,41 +226,6 @@ class Issuing:
                 await self._tools.accounts.examine(account)
             except ScaivaultError as further:
                 self._tools.log.warning("account.not_examined", account_id=account.id, detail=further.detail)
-
-    async def _park(self, order_id: OrderId, seconds: float) -> None:
-        current = await self._load(order_id)
-        next_try_at = self._clock.now() + timedelta(seconds=seconds)
-        changed = msgspec.structs.replace(current.value, next_try_at=next_try_at)
-        await self._store.commit([ORDERS.put(changed, current.revision)])
-        self._tools.log.info("order.parked", order_id=order_id, next_try_at=next_try_at.isoformat())
-
-    async def _set_back(self, order_id: OrderId, error: ScaivaultError) -> None:
-        current = await self._load(order_id)
-        order, now = current.value, self._clock.now()
-        memory = Memory(attempt=order.attempt, misbehaved=order.misbehaved, give_up_at=order.give_up_at)
-        verdict = setbacks.judge(error, memory, now=now, fraction=self._tools.randomness.fraction())
-        failed = verdict.next_try_at is None
-        changed = msgspec.structs.replace(
-            order,
-            status="invalid" if failed else order.status,
-            owner=None if failed else order.owner,
-            error=verdict.trouble,
-            attempt=verdict.attempt,
-            misbehaved=verdict.misbehaved,
-            next_try_at=verdict.next_try_at,
-        )
-        await self._store.commit(
-            [ORDERS.put(changed, current.revision)], [events.order_failed(changed, now)] if failed else []
-        )
-        log = self._tools.log.error if failed else self._tools.log.warning
-        log(
-            "order.failed" if failed else "order.set_back",
-            order_id=order_id,
-            error_code=error.code,
-            detail=error.detail,
-            attempt=verdict.attempt,
-            next_try_at=verdict.next_try_at and verdict.next_try_at.isoformat(),
-        )
 
     async def _load(self, order_id: OrderId) -> Versioned[Order]:
         order = await ORDERS.get(self._store, order_id)
@@ -291,15 +245,6 @@ def _require_usable(account: Account) -> None:
 
 def _is_decided(account: Account) -> bool:
     return account.status != "pending"
-
-
-def _require_registered(account: Account) -> None:
-    if account.status == "pending":
-        raise CaUnavailable(f"account {account.id} is not registered at its CA yet")
-    if account.status != "valid":
-        why = f": {account.error.detail}" if account.error else ""
-        problem = account.error.acme if account.error else None
-        raise CaRefused(f"account {account.id} is {account.status}{why}", problem)
 
 
 def _reply(order: Order) -> m.OrderReply:

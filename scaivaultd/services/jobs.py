@@ -83,7 +83,11 @@ async def unbroken(step: Coroutine[Any, Any, T], grace_seconds: float) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        _, pending = await asyncio.wait({task}, timeout=grace_seconds)
+        done, pending = await asyncio.wait({task}, timeout=grace_seconds)
         for unfinished in pending:
             unfinished.cancel()
+        for ended in done:
+            # Heard and passed over: whoever cancelled does not care how the step ended.
+            if not ended.cancelled():
+                ended.exception()
         raise

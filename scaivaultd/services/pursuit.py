@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -25,11 +26,14 @@ from scaivaultd.model.errors import (
     CertificatePending,
     Internal,
     RevisionConflict,
+    ScaivaultError,
     Timeout,
 )
-from scaivaultd.model.resources import Certificate, Challenge, NamePointer, Order, SealedKey, Trouble
+from scaivaultd.model.names import name_set_key
+from scaivaultd.model.resources import Account, Certificate, Challenge, NamePointer, Order, SealedKey, Trouble
 from scaivaultd.model.storage import ABSENT
 from scaivaultd.plugin import ChallengeResponse
+from scaivaultd.services import setbacks
 from scaivaultd.services.documents import (
     CERTIFICATES,
     KEYS,
@@ -39,7 +43,8 @@ from scaivaultd.services.documents import (
     digest,
     name_pointer_id,
 )
-from scaivaultd.services.jobs import unbroken
+from scaivaultd.services.jobs import outcome_of, unbroken
+from scaivaultd.services.setbacks import Memory
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
@@ -101,6 +106,7 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     randomness: Randomness
     log: FilteringBoundLogger
     node_id: NodeId
+    asking: Asking = msgspec.field(default_factory=lambda: Asking())
 
 
 class Presence:
@@ -113,7 +119,8 @@ class Presence:
     def __init__(self, solver: ChallengeSolver, log: FilteringBoundLogger, *, was_away: bool = False) -> None:
         self._solver = solver
         self._log = log
-        self._responses: dict[str, ChallengeResponse] = {}
+        self._begun: dict[str, ChallengeResponse] = {}
+        self._in_place: set[str] = set()
         self.was_away = was_away
 
     async def present(self, responses: Mapping[str, ChallengeResponse]) -> None:
@@ -122,26 +129,47 @@ class Presence:
         Raises:
             Timeout: they were not in place in time; what was begun is cleaned up with the rest.
         """
-        missing = {url: each for url, each in responses.items() if url not in self._responses}
-        self._responses.update(missing)
+        missing = {url: each for url, each in responses.items() if url not in self._in_place}
+        self._begun.update(missing)
         try:
             async with asyncio.timeout(PRESENT_SECONDS):
-                await _side_by_side([self._solver.present(each) for each in missing.values()])
+                await _side_by_side([self._present(url, each) for url, each in missing.items()])
         except TimeoutError as error:
             raise Timeout(f"the challenges were not in place after {PRESENT_SECONDS:.0f} s") from error
 
+    async def _present(self, url: str, response: ChallengeResponse) -> None:
+        await self._solver.present(response)
+        self._in_place.add(url)
+
     async def clean_up(self) -> None:
         """Take everything away; at most `CLEAN_UP_SECONDS`, also when cancelled."""
-        if self._responses:
-            await unbroken(self._clean_up(), CLEAN_UP_SECONDS)
+        if self._begun:
+            await unbroken(self._clean_up_all(), CLEAN_UP_SECONDS)
 
-    async def _clean_up(self) -> None:
+    async def _clean_up_all(self) -> None:
         try:
             async with asyncio.timeout(CLEAN_UP_SECONDS):
-                await _side_by_side([self._solver.clean_up(each) for each in self._responses.values()])
+                await _side_by_side([self._clean_up(each) for each in self._begun.values()])
         except TimeoutError:
             self._log.warning("challenge.clean_up_timed_out")
-        self._responses.clear()
+        self._begun.clear()
+        self._in_place.clear()
+
+    async def _clean_up(self, response: ChallengeResponse) -> None:
+        # Each on its own: one that does not go must not keep the others in place.
+        if error := await outcome_of(self._solver.clean_up(response), self._log):
+            self._log.warning("challenge.not_cleaned_up", identifier=response.identifier, detail=error.detail)
+
+
+class Asking:
+    """One newOrder at a time for the same names and account: what one request is just getting is no orphan."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def lock(self, order: Order) -> asyncio.Lock:
+        """The lock of these names; it lives as long as somebody holds it."""
+        return self._locks.setdefault(digest(order.account_id, name_set_key(order.identifiers)), asyncio.Lock())
 
 
 class Pursuit:
@@ -151,13 +179,14 @@ class Pursuit:
     `Parked` for a pause, `Superseded` when the order has another owner.
     """
 
-    def __init__(self, tools: Tools, order: Versioned[Order], client: CaClient, presence: Presence) -> None:
+    def __init__(self, tools: Tools, order: Versioned[Order], account: Account, presence: Presence) -> None:
         self._tools = tools
         self._clock = tools.clock
         self._log = tools.log.bind(order_id=order.value.id, attempt=order.value.attempt + 1)
         self._current = order
-        self._client = client
+        self._account = account
         self._presence = presence
+        self._acme: CaClient | None = None
         self._view: View | None = None
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._retry_after: float | None = None
@@ -173,10 +202,46 @@ class Pursuit:
 
     async def run(self) -> None:
         """Pursue the order to `valid` or `invalid`."""
+        _require_registered(self._account)
+        self._acme = await self._tools.accounts.client(self._account)
         await self._claim()
         self._view = View(order=await self._ca_order(), challenge_type=self.order.challenge_type)
         while await self._take(issuance.next_step(self._view)):
             pass
+
+    async def park(self, seconds: float) -> None:
+        """Note the pause the CA wants; raises Superseded."""
+        next_try_at = self._clock.now() + timedelta(seconds=seconds)
+        await self._commit(next_try_at=next_try_at)
+        self._log.info("order.parked", next_try_at=next_try_at.isoformat())
+
+    async def set_back(self, error: ScaivaultError) -> None:
+        """Note what went wrong, and when it goes on or that it does not; raises Superseded."""
+        order, now = self.order, self._clock.now()
+        memory = Memory(attempt=order.attempt, misbehaved=order.misbehaved, give_up_at=_patience_end(order))
+        verdict = setbacks.judge(error, memory, now=now, fraction=self._tools.randomness.fraction())
+        noted: dict[str, Any] = {
+            "error": verdict.trouble,
+            "attempt": verdict.attempt,
+            "misbehaved": verdict.misbehaved,
+            "next_try_at": verdict.next_try_at,
+        }
+        if verdict.next_try_at is None:
+            await self._end(status="invalid", **noted)
+            self._log.error("order.failed", error_code=error.code, detail=error.detail)
+            return
+        await self._commit(**noted)
+        self._log.warning(
+            "order.set_back",
+            error_code=error.code,
+            detail=error.detail,
+            next_try_at=verdict.next_try_at.isoformat(),
+        )
+
+    async def _end(self, **fields: Any) -> None:
+        """The last commit of an order without a certificate, with its event."""
+        failed = msgspec.structs.replace(self.order, owner=None, **fields)
+        await self._commit((), [events.order_failed(failed, self._clock.now())], owner=None, **fields)
 
     async def _take(self, step: issuance.Step) -> bool:
         """Do one step; False when the order has reached its end."""
@@ -224,8 +289,9 @@ class Pursuit:
     # Step 4: one issuance, one newOrder; a known order is looked at, never made again.
     async def _ca_order(self) -> wire.Order:
         if self.order.url is None:
-            orphan = await self._orphan() if self._may_have_asked else None
-            return await unbroken(self._new_order(), GRACE_SECONDS) if orphan is None else orphan
+            async with self._tools.asking.lock(self.order):
+                orphan = await self._orphan() if self._may_have_asked else None
+                return await unbroken(self._new_order(), GRACE_SECONDS) if orphan is None else orphan
         try:
             fetched = await self._client.order(self.order.url)
         except CaRefused as refusal:
@@ -374,7 +440,7 @@ class Pursuit:
         return challenge
 
     async def _poll(self) -> None:
-        if self._clock.now() >= self._patience_end():
+        if self._clock.now() >= _patience_end(self.order):
             raise Timeout(await self._what_it_waits_for())
         await self._pause()
         await self._refresh()
@@ -403,18 +469,13 @@ class Pursuit:
         return "; ".join([f"the CA still shows the order as {status}, and no patience is left", *seen[:3]])
 
     async def _pause(self) -> None:
-        # The CA's Retry-After beats our own pace; never ask earlier.
-        wanted = self._pause_seconds if self._retry_after is None else self._retry_after
+        # The CA's Retry-After beats our own pace; never ask earlier. Zero says nothing.
+        wanted = self._retry_after or self._pause_seconds
         self._retry_after = None
         if wanted > PARK_SECONDS:
             raise Parked(wanted)
         self._pause_seconds = min(self._pause_seconds * 1.8, LONGEST_PAUSE_SECONDS)
         await self._clock.sleep(wanted)
-
-    def _patience_end(self) -> datetime:
-        if self._state.order.status == "processing":
-            return self.order.created_at + PROCESSING_PATIENCE
-        return self.order.give_up_at
 
     # Step 6: the CSR of the stored key; after any doubt the order is read, and decides.
     async def _finalize(self) -> None:
@@ -528,17 +589,7 @@ class Pursuit:
     async def _give_up(self, trouble: Trouble) -> None:
         if trouble.identifiers and self._presence.was_away and not any(self._state.responses.values()):
             await self._begin_again(trouble)
-        failed = msgspec.structs.replace(
-            self.order, status="invalid", owner=None, error=trouble, challenges=self._final_challenges("invalid")
-        )
-        await self._commit(
-            (),
-            [events.order_failed(failed, self._clock.now())],
-            status=failed.status,
-            owner=None,
-            error=failed.error,
-            challenges=failed.challenges,
-        )
+        await self._end(status="invalid", error=trouble, next_try_at=None, challenges=self._final_challenges("invalid"))
         self._log.error("order.failed", error_code=trouble.code, detail=trouble.detail)
 
     async def _begin_again(self, trouble: Trouble) -> None:
@@ -555,6 +606,11 @@ class Pursuit:
             for each in self.order.challenges
         }
         return tuple(msgspec.structs.replace(each, status=states[each.url]) for each in self.order.challenges)
+
+    @property
+    def _client(self) -> CaClient:
+        assert self._acme is not None
+        return self._acme
 
     @property
     def _state(self) -> View:
@@ -590,6 +646,19 @@ async def _side_by_side(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     except BaseExceptionGroup as several:
         raise several.exceptions[0] from several
     return [task.result() for task in tasks]
+
+
+def _patience_end(order: Order) -> datetime:
+    return order.created_at + PROCESSING_PATIENCE if order.status == "processing" else order.give_up_at
+
+
+def _require_registered(account: Account) -> None:
+    if account.status == "pending":
+        raise CaUnavailable(f"account {account.id} is not registered at its CA yet")
+    if account.status != "valid":
+        why = f": {account.error.detail}" if account.error else ""
+        problem = account.error.acme if account.error else None
+        raise CaRefused(f"account {account.id} is {account.status}{why}", problem)
 
 
 def journalled(order: Order) -> dict[str, ChallengeResponse]:

@@ -13,7 +13,6 @@ from scaivaultd.model.errors import (
     CaUnavailable,
     Internal,
     ScaivaultError,
-    Timeout,
 )
 from scaivaultd.model.resources import Trouble
 
@@ -78,8 +77,6 @@ def _may_retry(error: ScaivaultError, misbehaved: int) -> bool:
     match error:
         case CaMisbehaved() | Internal():
             return misbehaved < MISBEHAVED_MAX
-        case Timeout():
-            return False
         case _:
             return error.retryable
 

@@ -1,0 +1,112 @@
+"""The wheel: what is in it, what is not, and that it runs where nothing else of ours is."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from scaivaultd import __version__
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> str:
+    ended = subprocess.run(
+        [sys.executable, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=cwd,
+        env={**os.environ, **environment},
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run("-m", "hatchling", "build", "-t", "wheel", "-d", str(folder), cwd=ROOT)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def names(wheel: Path) -> set[str]:
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def info(wheel: Path, name: str) -> str:
+    return zipfile.ZipFile(wheel).read(f"scaivaultd-{__version__}.dist-info/{name}").decode()
+
+
+def test_it_holds_the_three_packages_whole(names: set[str]) -> None:
+    """A module that is forgotten is missed only at the customer's."""
+    for folder, package in (
+        (ROOT, "scaivaultd"),
+        (ROOT / "plugins", "scaivaultd_plugins"),
+        (ROOT / "contrib_dns", "scaivaultd_contrib_dns"),
+    ):
+        sources = {str(path.relative_to(folder)) for path in (folder / package).rglob("*.py")}
+        assert sources
+        assert sources <= names
+
+
+def test_it_holds_nothing_else(names: set[str]) -> None:
+    """Top-level names in site-packages are shared with everybody."""
+    tops = {name.partition("/")[0] for name in names}
+    assert tops == {
+        "scaivaultd",
+        "scaivaultd_plugins",
+        "scaivaultd_contrib_dns",
+        f"scaivaultd-{__version__}.dist-info",
+    }
+    assert not [name for name in names if "test" in name.rpartition("/")[2] or name.endswith((".pyc", ".key", ".db"))]
+
+
+@pytest.mark.parametrize("package", ["scaivaultd", "scaivaultd_plugins", "scaivaultd_contrib_dns"])
+def test_it_says_that_it_is_typed(names: set[str], package: str) -> None:
+    """Without the marker a plugin's author gets no help from the type checker (PEP 561)."""
+    assert f"{package}/py.typed" in names
+
+
+def test_it_carries_its_license_commands_and_plugins(wheel: Path) -> None:
+    """What installers and the daemon read from it."""
+    assert "Apache License" in info(wheel, "licenses/LICENSE")
+    assert "License-Expression: Apache-2.0" in info(wheel, "METADATA")
+    entry_points = configparser.ConfigParser()
+    entry_points.read_string(info(wheel, "entry_points.txt"))
+    assert dict(entry_points["console_scripts"]) == {
+        "scaivaultd": "scaivaultd.__main__:main",
+        "scaivaultctl": "scaivaultd.ctl:main",
+    }
+    modules = {path.stem for path in (ROOT / "plugins" / "scaivaultd_plugins").glob("*.py")} - {"__init__"}
+    assert {value.rpartition(".")[2] for value in entry_points["scaivaultd"].values()} == modules
+
+
+def test_it_runs_where_it_is_installed_and_finds_its_plugins(wheel: Path, tmp_path: Path) -> None:
+    """From the wheel alone, not from the checkout that happens to be around."""
+    target = tmp_path / "site"
+    run(
+        "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check",
+        "--target", str(target), str(wheel), cwd=tmp_path,
+    )  # fmt: skip
+    told = run("-m", "scaivaultd", "--version", cwd=tmp_path, PYTHONPATH=str(target))
+    assert __version__ in told
+    program = (
+        "import logging, structlog, scaivaultd; from scaivaultd import plugin_manager; print(scaivaultd.__file__); "
+        "log = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL)); "
+        "plugins = plugin_manager.load(log); import scaivaultd_plugins.http01 as h; print(h.__file__, *plugins.solvers)"
+    )
+    where = run("-c", program, cwd=tmp_path, PYTHONPATH=str(target)).split()
+    assert where[0].startswith(str(target))
+    assert where[1].startswith(str(target))
+    assert where[2:] == ["http-01"]
+    assert (target / "bin" / "scaivaultd").exists()
