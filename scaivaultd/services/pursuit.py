@@ -649,7 +649,9 @@ async def _side_by_side(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def _patience_end(order: Order) -> datetime:
-    return order.created_at + PROCESSING_PATIENCE if order.status == "processing" else order.give_up_at
+    # Only while the CA itself is at work: one that has finished and does not hand out the certificate is not.
+    at_work = order.status == "processing" and order.certificate_url is None
+    return order.created_at + PROCESSING_PATIENCE if at_work else order.give_up_at
 
 
 def _require_registered(account: Account) -> None:
