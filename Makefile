@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := scaivaultd plugins contrib_dns tests bench
 
-.PHONY: demo test check bench clean lock docs venv packages help
+.PHONY: demo test check bench clean lock docs venv new-venv packages help
 .DEFAULT_GOAL := help
 
 help: ## Show this help
@@ -43,16 +43,18 @@ venv: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "scaivaultd needs Python 3.11 or later; this is `$(PYTHON) -V 2>&1`. Say: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@test -x $(BIN)/pip || $(MAKE) --no-print-directory $(VENV)
+	@test -x $(BIN)/pip || $(MAKE) --no-print-directory new-venv
 	@echo "installing Python packages from requirements.lock ..."
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 # Debian's python3 comes without ensurepip: the package python3-venv brings it.
-$(VENV):
+new-venv:
 	@rm -rf $(VENV)
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || .ci/debian-packages python3-venv
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "$(PYTHON) cannot make virtual environments: its package for that is missing (Debian: python3-venv)" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 
 packages:

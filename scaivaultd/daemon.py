@@ -180,6 +180,7 @@ class Daemon:
             Dispatcher(_bind(accounts, issuing, certificates, system), ids=self._ids, log=log),
             root=settings.nats.subject_root,
             version=__version__,
+            clock=self._clock,
             log=log,
         )
         await accounts.resume()

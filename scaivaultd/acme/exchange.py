@@ -61,7 +61,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds until the CA wants to be asked again; None when it does not say or says nonsense.
 
         A date counts from the answer's own `Date`, so that a wrong clock here does no harm
-        (RFC 9110 section 10.2.3). Never negative.
+        (RFC 9110 section 10.2.3). A date in the past is nonsense.
         """
         value = self.header("retry-after")
         if value is None:
@@ -73,7 +73,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         if moment is None:
             return None
         seconds = (moment - (_http_date(self.header("date")) or now)).total_seconds()
-        return min(max(seconds, 0.0), _A_CENTURY_SECONDS)
+        return min(seconds, _A_CENTURY_SECONDS) if seconds >= 0 else None
 
 
 def _links(value: str) -> Iterator[tuple[str, frozenset[str]]]:
@@ -131,4 +131,13 @@ def _problem_of(answer: Answer) -> Problem:
     read = wire.problem_from(answer.body)
     if read is None:
         read = Problem(type="about:blank", detail=f"HTTP status {answer.status} without a problem document")
-    return msgspec.structs.replace(read, status=answer.status, help_url=next(iter(answer.links("help")), None))
+    return msgspec.structs.replace(
+        read,
+        status=answer.status,
+        help_url=_link_of(answer, "help"),
+        terms_of_service_url=_link_of(answer, "terms-of-service"),
+    )
+
+
+def _link_of(answer: Answer, relation: str) -> str | None:
+    return next((wire.clean(target) for target in answer.links(relation) if target.isascii()), None)

@@ -30,13 +30,11 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True):
     new_nonce: str
     new_account: str
     new_order: str
-    revoke_cert: str | None = None
-    key_change: str | None = None
-    renewal_info: str | None = None
     terms_of_service: str | None = None
     website: str | None = None
     caa_identities: tuple[str, ...] = ()
     external_account_required: bool = False
+    profiles: dict[str, str] = {}
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,13 +91,13 @@ def directory_from(body: bytes) -> Directory:
         new_nonce=_required(document, "newNonce", "directory"),
         new_account=_required(document, "newAccount", "directory"),
         new_order=_required(document, "newOrder", "directory"),
-        revoke_cert=_text(document, "revokeCert"),
-        key_change=_text(document, "keyChange"),
-        renewal_info=_text(document, "renewalInfo"),
         terms_of_service=_text(meta, "termsOfService"),
         website=_text(meta, "website"),
         caa_identities=_texts(meta, "caaIdentities"),
         external_account_required=meta.get("externalAccountRequired") is True,
+        profiles={
+            clean(name): clean(text) for name, text in _object(meta.get("profiles")).items() if isinstance(text, str)
+        },
     )
 
 
@@ -239,12 +237,17 @@ def _problem(document: object, depth: int = 0) -> Problem | None:
     return Problem(
         type=clean(_text(document, "type") or "about:blank"),
         detail=clean(_text(document, "detail") or _text(document, "title") or ""),
-        status=document["status"] if isinstance(document.get("status"), int) else None,
+        status=_status(document.get("status")),
         identifier=clean(_text(identifier, "value") or "") or None if isinstance(identifier, dict) else None,
         instance=clean(_text(document, "instance") or "") or None,
         algorithms=tuple(map(clean, _texts(document, "algorithms"))),
         subproblems=_subproblems(document.get("subproblems"), depth),
     )
+
+
+def _status(value: object) -> int | None:
+    # `true` is an int in Python, and is sent by somebody somewhere.
+    return value if isinstance(value, int) and not isinstance(value, bool) and 100 <= value <= 599 else None
 
 
 def _subproblems(items: object, depth: int) -> tuple[Problem, ...]:

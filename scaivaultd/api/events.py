@@ -89,7 +89,28 @@ class AccountDeactivated(Event, frozen=True):
     account_url: str | None
 
 
-EVENTS: tuple[type[Event], ...] = (CertificateIssued, OrderFailed, AccountCreated, AccountDeactivated)
+class AccountActionRequired(Event, frozen=True):
+    """The CA waits for a person before it serves an account."""
+
+    type: ClassVar[str] = "account.action_required"
+    summary: ClassVar[str] = (
+        "The CA waits for a person (RFC 8555 section 7.3.3): visit `instance`. The order goes on by itself afterwards."
+    )
+
+    account_id: str
+    order_id: str
+    detail: str
+    instance: str | None
+    terms_of_service_url: str | None
+
+
+EVENTS: tuple[type[Event], ...] = (
+    CertificateIssued,
+    OrderFailed,
+    AccountCreated,
+    AccountDeactivated,
+    AccountActionRequired,
+)
 """Every event there is, for the reference."""
 
 
@@ -132,6 +153,18 @@ def account_created(account: Account, now: datetime) -> OutboxEvent:
 def account_deactivated(account: Account, now: datetime) -> OutboxEvent:
     """The event of an account that the CA refuses from now on; that is final (RFC 8555 section 7.3.6)."""
     return _queued(AccountDeactivated(**_account(account)), account.id, account.id, now)
+
+
+def account_action_required(account: Account, order: Order, trouble: Trouble, now: datetime) -> OutboxEvent:
+    """The event of a CA that wants a person to act; once for each order and each thing it wants."""
+    body = AccountActionRequired(
+        account_id=account.id,
+        order_id=order.id,
+        detail=trouble.detail,
+        instance=trouble.acme.instance if trouble.acme else None,
+        terms_of_service_url=trouble.acme.terms_of_service_url if trouble.acme else None,
+    )
+    return _queued(body, account.id, f"{order.id}.{order.attempt}", now)
 
 
 def _account(account: Account) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from msgspec import Meta
 from scaivaultd.model.errors import FieldError, Problem
 from scaivaultd.model.resources import (
     AccountStatus,
+    CaDescription,
     ChallengeType,
     Environment,
     IdentifierTrouble,
@@ -109,6 +110,9 @@ class AccountReply(msgspec.Struct, frozen=True, kw_only=True):
     account_url: Annotated[str | None, Meta(description="The CA's URL of the account, for CAA `accounturi`.")]
     key_thumbprint: Annotated[str, Meta(description="RFC 7638 thumbprint of the account key.")]
     eab_key_id: str | None = None
+    ca: Annotated[
+        CaDescription | None, Meta(description="What the CA said of itself at registration: terms, CAA, profiles.")
+    ] = None
     error: Annotated[Trouble | None, Meta(description="Why it is invalid, or not registered yet.")] = None
 
 
@@ -174,6 +178,9 @@ class OrderReply(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     certificate_id: str | None = None
     not_after: datetime | None = None
+    expires_at: Annotated[
+        datetime | None, Meta(description="Until when the CA keeps the order; not the certificate.")
+    ] = None
     attempt: Annotated[int, Meta(description="How many setbacks it has had.")] = 0
     next_try_at: Annotated[datetime | None, Meta(description="When it goes on after a setback.")] = None
     error: Annotated[Trouble | None, Meta(description="The last setback, or why it is invalid.")] = None

@@ -16,7 +16,7 @@ from nats.micro.service import EndpointConfig, EndpointStats, Service, ServiceCo
 
 from scaivaultd.api.dispatch import Incoming, Outgoing
 from scaivaultd.api.schema import endpoint_metadata
-from scaivaultd.model.errors import RateLimited, Standby
+from scaivaultd.model.errors import InvalidRequest, RateLimited, Standby
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     from scaivaultd.api.dispatch import Dispatcher
     from scaivaultd.gateways.nats_bus import NatsBus
+    from scaivaultd.model.clock import Clock
 
+START_PAUSE_SECONDS = 1.0
+HEADERS_MAX = 1024
 REQUESTS_MAX = 1024
 """Requests at once. Most of them wait for a CA; more than this is a flood."""
 
@@ -35,9 +38,17 @@ class NatsGateway:
     """Answers the commands below one subject root."""
 
     def __init__(
-        self, bus: NatsBus, dispatcher: Dispatcher, *, root: str, version: str, log: FilteringBoundLogger
+        self,
+        bus: NatsBus,
+        dispatcher: Dispatcher,
+        *,
+        root: str,
+        version: str,
+        clock: Clock,
+        log: FilteringBoundLogger,
     ) -> None:
         self._bus = bus
+        self._clock = clock
         self._dispatcher = dispatcher
         self._root = root
         self._version = version
@@ -45,34 +56,48 @@ class NatsGateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._counts: dict[str, dict[str, int]] = {}
         self._service: Service | None = None
+        self._served: set[str] = set()
         self._closing = False
 
     async def start(self) -> None:
-        """Subscribe; needs a connection. The subscriptions survive reconnects."""
-        service = Service(
-            self._bus.client,
-            ServiceConfig(
-                name="scaivaultd",
-                version=self._version,
-                description="Certificates by ACME",
-                queue_group="scaivaultd",
-                metadata={"subject_root": self._root},
-                stats_handler=self._stats,
-            ),
-        )
-        await service.start()
-        self._service = service
-        for command in self._dispatcher.commands:
-            await service.add_endpoint(
-                EndpointConfig(
-                    name=command.name.replace(".", "-"),
-                    subject=command.subject(self._root),
-                    handler=self._handler(command.name),
-                    metadata=endpoint_metadata(command),
-                )
+        """Subscribe; the subscriptions survive reconnects. A server that goes away meanwhile is waited for."""
+        while True:
+            try:
+                await self._subscribe()
+                await self._bus.client.flush()
+                break
+            except (nats.errors.Error, OSError, TimeoutError) as error:
+                self._log.warning("nats.not_serving_yet", reason=f"{type(error).__name__}: {error}")
+                await self._clock.sleep(START_PAUSE_SECONDS)
+                await self._bus.connected()
+        self._log.info("nats.serving", subject_root=self._root, commands=len(self._served))
+
+    async def _subscribe(self) -> None:
+        """Add what is not there yet: what was added before a failure is the library's to restore."""
+        if self._service is None:
+            self._service = Service(
+                self._bus.client,
+                ServiceConfig(
+                    name="scaivaultd",
+                    version=self._version,
+                    description="Certificates by ACME",
+                    queue_group="scaivaultd",
+                    metadata={"subject_root": self._root},
+                    stats_handler=self._stats,
+                ),
             )
-        await self._bus.client.flush()
-        self._log.info("nats.serving", subject_root=self._root, commands=len(self._dispatcher.commands))
+            await self._service.start()
+        for command in self._dispatcher.commands:
+            if command.name not in self._served:
+                self._served.add(command.name)
+                await self._service.add_endpoint(
+                    EndpointConfig(
+                        name=command.name.replace(".", "-"),
+                        subject=command.subject(self._root),
+                        handler=self._handler(command.name),
+                        metadata=endpoint_metadata(command),
+                    )
+                )
 
     async def close(self, grace_seconds: float) -> None:
         """Take no more requests, answer those already taken, then leave.
@@ -128,6 +153,11 @@ class NatsGateway:
         await self._respond(request, outgoing)
 
     async def _respond(self, request: Request, outgoing: Outgoing) -> None:
+        if len(outgoing.body) > self._bus.client.max_payload - HEADERS_MAX:
+            detail = (
+                f"the answer has {len(outgoing.body)} bytes, more than this NATS server takes; ask for less at once"
+            )
+            outgoing = self._dispatcher.refusal(InvalidRequest(detail))
         headers = {"X-Request-Id": outgoing.request_id, "Content-Type": "application/json"}
         if outgoing.error_code is not None:
             headers["Content-Type"] = "application/problem+json"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import re
 from typing import TYPE_CHECKING
 
@@ -32,20 +33,30 @@ class CredentialsFile:
             StartupError: it cannot be read or is no credentials file.
         """
         self._path = path
-        self._blocks()
+        first = self._read()
+        # Behind a function: whoever prints this object's attributes sees no secret.
+        self._last = lambda: first
 
     def __repr__(self) -> str:
         return f"CredentialsFile({str(self._path)!r})"
 
     def user_jwt(self) -> bytearray:
         """The user JWT as the server wants it."""
-        return bytearray(self._blocks()[0].encode())
+        return bytearray(self._current()[0].encode())
 
     def sign(self, nonce: str) -> bytes:
         """The server's nonce signed with the seed, base64."""
-        return base64.b64encode(_key_of(self._blocks()[1]).sign(nonce.encode()))
+        return base64.b64encode(_key_of(self._current()[1]).sign(nonce.encode()))
 
-    def _blocks(self) -> tuple[str, str]:
+    def _current(self) -> tuple[str, str]:
+        # An exception here would end the client's reconnecting for ever; a file that is away for a
+        # moment, or half written, is no reason not to try with what we had.
+        with contextlib.suppress(StartupError):
+            now = self._read()
+            self._last = lambda: now
+        return self._last()
+
+    def _read(self) -> tuple[str, str]:
         try:
             blocks = dict(_BLOCK.findall(self._path.read_text("ascii")))
             jwt, seed = blocks["NATS USER JWT"], blocks["USER NKEY SEED"]

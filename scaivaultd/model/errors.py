@@ -52,6 +52,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     identifier: str | None = None
     instance: str | None = None
     help_url: str | None = None
+    terms_of_service_url: str | None = None
     algorithms: tuple[str, ...] = ()
     subproblems: tuple[Problem, ...] = ()
 

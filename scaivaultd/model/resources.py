@@ -72,6 +72,16 @@ class ExternalAccount(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     sealed_hmac_key: bytes | None = None
 
 
+class CaDescription(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the CA said of itself when the account was registered (RFC 8555 section 9.7.6)."""
+
+    terms_of_service: str | None = None
+    website: str | None = None
+    caa_identities: tuple[str, ...] = ()
+    external_account_required: bool = False
+    profiles: dict[str, str] = {}
+
+
 class Account(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An ACME account: one registration at one CA, with the key that signs for it.
 
@@ -93,6 +103,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     url: str | None = None
     ca_certificates_pem: str | None = None
     eab: ExternalAccount | None = None
+    ca: CaDescription | None = None
     terms_of_service_agreed: bool = False
     give_up_at: datetime | None = None
     error: Trouble | None = None

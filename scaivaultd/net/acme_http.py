@@ -220,7 +220,7 @@ class CaConnection:
                 answer = Answer(
                     url=url,
                     status=response.status,
-                    headers=tuple((name.lower(), value) for name, value in response.headers.items()),
+                    headers=tuple((name.lower(), _text(value)) for name, value in response.headers.items()),
                     body=await _bounded(response, what),
                 )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
@@ -269,8 +269,15 @@ class AcmeClient:
             payload["externalAccountBinding"] = signing.external_account_binding(
                 self.key, key_id=eab_key_id, hmac_key=eab_hmac_key, url=directory.new_account
             )
-        answer = await self._post(directory.new_account, payload, "newAccount", by_key=True)
+        # A binding may be good for one use only: with one, a doubtful outcome is looked at before it is sent again.
+        answer = await self._post(
+            directory.new_account, payload, "newAccount", by_key=True, repeatable=eab_key_id is None
+        )
         return self._located(answer, "newAccount")
+
+    async def directory(self) -> wire.Directory:
+        """What the CA says of itself (7.1.1)."""
+        return await self._connection.directory()
 
     async def find_account(self) -> str | None:
         """The URL of the account this key has already (7.3.1), None when the CA knows none."""
@@ -352,8 +359,8 @@ class AcmeClient:
 
     def _located(self, answer: Answer, what: str) -> Fetched:
         location = answer.header("location")
-        if not location:
-            raise CaMisbehaved(f"the CA's answer to {what} has no Location")
+        if not location or not location.isascii():
+            raise CaMisbehaved(f"the CA's answer to {what} has no usable Location")
         return msgspec.structs.replace(self._fetched(answer), url=location)
 
 
@@ -369,6 +376,11 @@ async def _bounded(response: aiohttp.ClientResponse, what: str) -> bytes:
     return b"".join(chunks)
 
 
+def _text(value: str) -> str:
+    # aiohttp keeps bytes that are no UTF-8 as surrogates, which nothing can encode again.
+    return value.encode("utf-8", "replace").decode()
+
+
 def _translated(error: Exception, what: str) -> ScaivaultError:
     match error:
         case aiohttp.ClientConnectorCertificateError():
@@ -378,7 +390,7 @@ def _translated(error: Exception, what: str) -> ScaivaultError:
             )
         case aiohttp.ClientConnectorError():
             return CaUnavailable(f"no connection to {error.host}:{error.port} for {what}: {error.os_error}")
-        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | aiohttp.ClientPayloadError():
             return CaUnavailable(f"the CA dropped the connection during {what}")
         case TimeoutError():
             return CaUnavailable(f"the CA did not answer {what} in time")

@@ -6,18 +6,26 @@ connection (a name may resolve elsewhere tomorrow, and a CA's answers name furth
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import socket
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 
 from scaivaultd.model.errors import CaMisbehaved, FieldError, InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+RESOLVE_SECONDS = 10.0
+
+LookUp = Callable[[str, int, socket.AddressFamily], Awaitable[list[ResolveResult]]]
 
 
 class AddressGuard:
@@ -92,17 +100,26 @@ class _Open(AddressGuard):
 
 
 class GuardedResolver(AbstractResolver):
-    """The system's resolver; addresses the guard forbids are dropped before anything connects to them."""
+    """The system's resolver; addresses the guard forbids are dropped before anything connects to them.
 
-    def __init__(self, guard: AddressGuard) -> None:
+    Each look-up has a thread of its own that dies with the process: with dead nameservers it takes a
+    minute and more, and neither a stop nor the work of the shared threads may wait for that.
+    """
+
+    def __init__(self, guard: AddressGuard, look_up: LookUp | None = None) -> None:
+        """`look_up` asks somebody else than the system."""
         self._guard = guard
-        self._inner = ThreadedResolver()
+        self._look_up = look_up or _look_up
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Look up `host`; raises OSError when nothing usable is found."""
-        found = await self._inner.resolve(host, port, family)
+        try:
+            async with asyncio.timeout(RESOLVE_SECONDS):
+                found = await self._look_up(host, port, family)
+        except TimeoutError:
+            raise OSError(f"no nameserver answered for {host} within {RESOLVE_SECONDS:.0f} s") from None
         allowed = [each for each in found if self._guard.allows(host, port, each["host"])]
         if found and not allowed:
             raise OSError(f"{host} resolves to {found[0]['host']}, a private address that is not listed")
@@ -110,6 +127,46 @@ class GuardedResolver(AbstractResolver):
 
     async def close(self) -> None:
         """Nothing to close."""
+
+
+async def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[ResolveResult]] = loop.create_future()
+
+    def deliver(found: list[ResolveResult] | None, error: Exception | None) -> None:
+        if answer.done():
+            return
+        if error is None and found is not None:
+            answer.set_result(found)
+        elif error is not None:
+            answer.set_exception(error)
+
+    def work() -> None:
+        found, failed = None, None
+        try:
+            found = [_result(host, entry) for entry in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)]
+        except (OSError, UnicodeError) as error:
+            failed = error
+        # Without a loop nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(deliver, found, failed)
+
+    threading.Thread(target=work, name=f"resolve {host}", daemon=True).start()
+    return await answer
+
+
+def _result(host: str, entry: tuple[Any, ...]) -> ResolveResult:
+    family, _, protocol, _, address = entry
+    # A link-local address means something with its zone only.
+    zone = f"%{address[3]}" if family == socket.AF_INET6 and address[3] else ""
+    return ResolveResult(
+        hostname=host,
+        host=f"{address[0].partition('%')[0]}{zone}",
+        port=address[1],
+        family=family,
+        proto=protocol,
+        flags=socket.AI_NUMERICHOST,
+    )
 
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")

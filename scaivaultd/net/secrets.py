@@ -45,7 +45,8 @@ class ReferencedSecrets:
             InvalidRequest: with what is allowed.
         """
         if not reference.startswith(_SCHEMES) or reference in _SCHEMES:
-            raise _refused(f"{reference!r} is no secret reference; write cred:NAME, file:/PATH or env:NAME")
+            # Not repeated: it may be the secret itself, pasted into the wrong member.
+            raise _refused("this is no secret reference; write cred:NAME, file:/PATH or env:NAME")
         if reference.startswith("file:") and not _is_plain(reference.removeprefix("file:")):
             raise _refused(f"{reference!r}: give an absolute, printable path without '..'")
         if _normal(reference) == self._master_key or not any(self._covers(prefix, reference) for prefix in self._allow):

@@ -33,7 +33,7 @@ from scaivaultd.model.errors import (
     Timeout,
 )
 from scaivaultd.model.ids import AccountId
-from scaivaultd.model.resources import Account, AccountName, ExternalAccount, KeyType, SealedKey
+from scaivaultd.model.resources import Account, AccountName, CaDescription, ExternalAccount, KeyType, SealedKey
 from scaivaultd.model.storage import ABSENT
 from scaivaultd.services import setbacks
 from scaivaultd.services.documents import ACCOUNT_NAMES, ACCOUNTS, KEYS, Versioned, digest
@@ -41,11 +41,14 @@ from scaivaultd.services.jobs import outcome_of
 from scaivaultd.services.setbacks import Memory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.api.commands import RequestContext
     from scaivaultd.model.clock import Clock, Randomness
     from scaivaultd.model.ids import IdMaker
+    from scaivaultd.model.storage import OutboxEvent
     from scaivaultd.services.jobs import Jobs
     from scaivaultd.services.ports import CaClient, Cas, Sealer, Secrets, Store
     from scaivaultd.services.waiting import Waiting
@@ -109,7 +112,7 @@ class Accounts:
 
     async def resume(self) -> None:
         """Go on with registrations that a stop interrupted."""
-        for account in await ACCOUNTS.all(self._store, status="pending"):
+        for account in await ACCOUNTS.all(self._store, self._log, status="pending"):
             self._start(account.value.id)
 
     async def load(self, account_id: str) -> Versioned[Account]:
@@ -127,11 +130,11 @@ class Accounts:
         key = AccountKey(self._sealer.open(stored.value.sealed, KEYS.key(account.key_id), "private_key"))
         return self._cas.client(account.directory_url, account.ca_certificates_pem, key, account.url)
 
-    async def examine(self, account: Account) -> None:
+    async def examine(self, account: Account) -> bool:
         """Find out what became of an account the CA will not serve (RFC 8555 sections 7.3.1 and 7.3.6).
 
-        A moved URL is written down; an account deactivated from outside is marked, with an event, so that
-        nobody asks in its name again. Never makes an account.
+        A moved URL is written down: then, and only then, it is worth trying again. An account deactivated
+        from outside is marked, with an event, so that nobody asks in its name again. Never makes an account.
         """
         client = await self.client(account)
         try:
@@ -140,23 +143,43 @@ class Accounts:
             if refusal.problem is None or refusal.problem.name != "unauthorized":
                 raise
             await self._mark_deactivated(account.id)
-            return
+            return False
         if url is None:
             self._log.error("account.unknown_to_ca", account_id=account.id)
-        elif url != account.url:
-            current = await self.load(account.id)
-            changed = msgspec.structs.replace(current.value, url=url)
-            await self._store.commit([ACCOUNTS.put(changed, current.revision)])
+            return False
+        if url == account.url:
+            return False
+        await self._change(account.id, lambda each: msgspec.structs.replace(each, url=url))
+        self._log.warning("account.moved", account_id=account.id, account_url=url)
+        return True
 
     async def _mark_deactivated(self, account_id: AccountId) -> None:
-        current = await self.load(account_id)
-        if current.value.status == "deactivated":
-            return
-        changed = msgspec.structs.replace(current.value, status="deactivated")
-        await self._store.commit(
-            [ACCOUNTS.put(changed, current.revision)], [events.account_deactivated(changed, self._clock.now())]
+        now = self._clock.now()
+        changed = await self._change(
+            account_id,
+            lambda each: msgspec.structs.replace(each, status="deactivated"),
+            lambda each: (events.account_deactivated(each, now),),
         )
-        self._log.error("account.deactivated", account_id=account_id)
+        if changed:
+            self._log.error("account.deactivated", account_id=account_id)
+
+    async def _change(
+        self,
+        account_id: AccountId,
+        change: Callable[[Account], Account],
+        events_of: Callable[[Account], tuple[OutboxEvent, ...]] = lambda _: (),
+    ) -> bool:
+        """Change an account that others change too; False when it is as wanted already."""
+        while True:
+            current = await self.load(account_id)
+            changed = change(current.value)
+            if changed == current.value:
+                return False
+            try:
+                await self._store.commit([ACCOUNTS.put(changed, current.revision)], events_of(changed))
+            except RevisionConflict:
+                continue  # several orders of the account have found it out at once
+            return True
 
     async def _accept(self, request: m.CreateAccount) -> AccountId:
         await self._check(request)
@@ -302,19 +325,39 @@ class Accounts:
     async def _register_once(self, current: Versioned[Account]) -> None:
         account = current.value
         client = await self.client(account)
+        # An external account binding may be good for one use only: never send it for an account that is there.
+        url = await client.find_account() if account.eab else None
+        if url is None:
+            url = await self._new_account(client, account)
+        directory = await client.directory()
+        registered = msgspec.structs.replace(
+            account,
+            status="valid",
+            url=url,
+            ca=CaDescription(
+                terms_of_service=directory.terms_of_service,
+                website=directory.website,
+                caa_identities=directory.caa_identities,
+                external_account_required=directory.external_account_required,
+                profiles=directory.profiles,
+            ),
+            error=None,
+            next_try_at=None,
+            give_up_at=None,
+        )
+        await self._store.commit(
+            [ACCOUNTS.put(registered, current.revision)], [events.account_created(registered, self._clock.now())]
+        )
+        self._log.info("account.created", account_id=account.id, directory_url=account.directory_url)
+
+    async def _new_account(self, client: CaClient, account: Account) -> str:
         fetched = await client.register(
             contacts=[f"mailto:{account.email}"] if account.email else [],
             terms_of_service_agreed=account.terms_of_service_agreed,
             eab_key_id=account.eab.key_id if account.eab else None,
             eab_hmac_key=await self._hmac_key(account),
         )
-        registered = msgspec.structs.replace(
-            account, status="valid", url=fetched.url, error=None, next_try_at=None, give_up_at=None
-        )
-        await self._store.commit(
-            [ACCOUNTS.put(registered, current.revision)], [events.account_created(registered, self._clock.now())]
-        )
-        self._log.info("account.created", account_id=account.id, directory_url=account.directory_url)
+        return fetched.url
 
     async def _hmac_key(self, account: Account) -> bytes | None:
         if account.eab is None:
@@ -360,6 +403,7 @@ def _reply(account: Account) -> m.AccountReply:
         account_url=account.url,
         key_thumbprint=account.key_thumbprint,
         eab_key_id=account.eab.key_id if account.eab else None,
+        ca=account.ca,
         error=account.error,
     )
 

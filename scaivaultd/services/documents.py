@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
+from scaivaultd.model.errors import Internal
 from scaivaultd.model.names import name_set_key
 from scaivaultd.model.resources import (
     Account,
@@ -22,13 +23,18 @@ from scaivaultd.model.storage import ABSENT, Put
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from structlog.typing import FilteringBoundLogger
+
     from scaivaultd.model.names import Identifier
     from scaivaultd.model.resources import KeyType
+    from scaivaultd.model.storage import Stored
     from scaivaultd.services.ports import Store
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 IDEMPOTENCY_SECONDS = 24 * 3600.0
+PAGE_BYTES = 400 << 10
+"""A page ends here: an ordinary NATS server takes 1 MiB, and a reply is no larger than its documents."""
 
 
 class Versioned(msgspec.Struct, Generic[T], frozen=True):
@@ -39,10 +45,14 @@ class Versioned(msgspec.Struct, Generic[T], frozen=True):
 
 
 class Listing(msgspec.Struct, Generic[T], frozen=True):
-    """One page of documents; `next_cursor` is the id to go on behind, None at the end."""
+    """One page of documents; `next_cursor` is the id to go on behind, None at the end.
+
+    `unreadable` are the keys of documents that do not decode: one of them must not hide the others.
+    """
 
     items: tuple[Versioned[T], ...]
     next_cursor: str | None
+    unreadable: tuple[str, ...] = ()
 
 
 class Shelf(Generic[T]):
@@ -85,7 +95,11 @@ class Shelf(Generic[T]):
         if not _is_word(resource_id):
             return None
         stored = await store.get(self.key(resource_id))
-        return None if stored is None else Versioned(self._decoder.decode(stored.document), stored.revision)
+        if stored is None:
+            return None
+        if (read := self._read(stored)) is None:
+            raise Internal(f"the document {stored.key} does not decode")
+        return read
 
     async def page(
         self, store: Store, *, where: Mapping[str, str | None], cursor: str | None, limit: int
@@ -97,17 +111,36 @@ class Shelf(Generic[T]):
             after=None if cursor is None else self.key(cursor),
             limit=limit,
         )
-        items = tuple(Versioned(self._decoder.decode(each.document), each.revision) for each in page.items)
-        cursor = None if page.next_cursor is None else page.next_cursor.removeprefix(self._prefix)
-        return Listing(items=items, next_cursor=cursor)
+        fitting = _fitting(page.items)
+        items: list[Versioned[T]] = []
+        unreadable: list[str] = []
+        for stored in fitting:
+            if (read := self._read(stored)) is None:
+                unreadable.append(stored.key)
+            else:
+                items.append(read)
+        last = page.next_cursor if len(fitting) == len(page.items) else fitting[-1].key
+        return Listing(
+            items=tuple(items),
+            next_cursor=None if last is None else last.removeprefix(self._prefix),
+            unreadable=tuple(unreadable),
+        )
 
-    async def all(self, store: Store, **where: str) -> Sequence[Versioned[T]]:
-        """Read every document that matches, page by page."""
+    def _read(self, stored: Stored) -> Versioned[T] | None:
+        try:
+            return Versioned(self._decoder.decode(stored.document), stored.revision)
+        except (msgspec.DecodeError, UnicodeError):
+            return None
+
+    async def all(self, store: Store, log: FilteringBoundLogger, **where: str) -> Sequence[Versioned[T]]:
+        """Read every document that matches, page by page; what does not decode is logged and left out."""
         found: list[Versioned[T]] = []
         cursor: str | None = None
         while True:
             page = await self.page(store, where=where, cursor=cursor, limit=500)
             found.extend(page.items)
+            for key in page.unreadable:
+                log.error("document.unreadable", key=key)
             if (cursor := page.next_cursor) is None:
                 return found
 
@@ -143,6 +176,16 @@ def digest(*parts: str | bytes) -> str:
 def name_pointer_id(identifiers: Sequence[Identifier], key_type: KeyType) -> str:
     """Where the pointer to the current certificate of a name set lives; each key type has its own."""
     return f"{name_set_key(identifiers)}.{key_type}"
+
+
+def _fitting(items: Sequence[Stored]) -> Sequence[Stored]:
+    """As many as fit into one answer, at least one: a message on the bus has a largest size."""
+    size = 0
+    for place, stored in enumerate(items):
+        size += len(stored.document)
+        if size > PAGE_BYTES and place > 0:
+            return items[:place]
+    return items
 
 
 def _is_word(text: str) -> bool:

@@ -12,6 +12,7 @@ import msgspec
 from scaivaultd.api import messages as m
 from scaivaultd.model.errors import (
     CaRefused,
+    CaUnavailable,
     Conflict,
     FieldError,
     NotFound,
@@ -30,14 +31,18 @@ from scaivaultd.services.jobs import outcome_of
 from scaivaultd.services.pursuit import Parked, Presence, Pursuit, Superseded, Tools, journalled
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scaivaultd.api.commands import RequestContext
     from scaivaultd.model.resources import Account
+    from scaivaultd.plugin import ChallengeResponse
     from scaivaultd.services.jobs import Jobs
     from scaivaultd.services.waiting import Waiting
 
 BACKLOG_MAX = 20_000
 _STORAGE_PAUSE_SECONDS = 5.0
 _REGISTRATION_SECONDS = 60.0
+_RESUME_SECONDS = 5.0
 _ACCOUNT_TROUBLE = ("accountDoesNotExist", "unauthorized")
 
 
@@ -53,6 +58,7 @@ class Issuing:
         self._jobs = jobs
         self._waiting = waiting
         self._patience_seconds = patience_seconds
+        self._resumed: list[Presence] = []
         self._places: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(orders_per_ca))
 
     async def issue(self, request: m.Issue, context: RequestContext) -> m.OrderReply:
@@ -83,20 +89,23 @@ class Issuing:
     async def resume(self) -> None:
         """Go on with every order that has not ended: by its state at the CA, not by our memory."""
         for status in UNFINISHED:
-            for order in await ORDERS.all(self._store, status=status):
-                await self._resume(order.value)
+            for order in await ORDERS.all(self._store, self._tools.log, status=status):
+                self._resume(order.value)
+        # First of all, before the listener answers anybody: the CA may be looking for it right now.
+        presenting = [presence.settled() for presence in self._resumed]
+        self._resumed.clear()
+        if presenting:
+            await asyncio.wait([asyncio.ensure_future(each) for each in presenting], timeout=_RESUME_SECONDS)
 
-    async def _resume(self, order: Order) -> None:
+    def _resume(self, order: Order) -> None:
         log = self._tools.log.bind(order_id=order.id)
         solver = self._tools.solvers.get(order.challenge_type)
         if solver is None:
             log.error("order.no_solver", challenge_type=order.challenge_type)
             return
         presence = Presence(solver, log, was_away=order.url is not None)
-        # First of all, before any place in the CA's queue: the CA may be looking for it right now.
-        if error := await outcome_of(presence.present(journalled(order)), log):
-            log.warning("order.not_presented", detail=error.detail)
-        self._start(order.id, presence)
+        self._resumed.append(presence)
+        self._start(order.id, presence, journalled(order))
 
     async def _accept(self, request: m.Issue, context: RequestContext) -> OrderId:
         """Write order, step 1: the caller hears of an order only when it is written down."""
@@ -160,19 +169,24 @@ class Issuing:
             detail = f"no installed plugin solves {challenge_type}; there is {there}"
             raise UnsupportedChallenge(detail, [FieldError(pointer="/challenge_type", code="no_solver", detail=detail)])
 
-    def _start(self, order_id: OrderId, presence: Presence) -> None:
-        self._jobs.start(f"order {order_id}", lambda: self._pursue(order_id, presence))
+    def _start(
+        self, order_id: OrderId, presence: Presence, journal: Mapping[str, ChallengeResponse] | None = None
+    ) -> None:
+        self._jobs.start(f"order {order_id}", lambda: self._pursue(order_id, presence, journal or {}))
 
-    async def _pursue(self, order_id: OrderId, presence: Presence) -> None:
+    async def _pursue(self, order_id: OrderId, presence: Presence, journal: Mapping[str, ChallengeResponse]) -> None:
         """The job: attempt after attempt, with the pauses that the order itself remembers."""
         try:
+            await presence.restore(journal)
             while await self._is_unfinished(order_id):
                 await self._attempt(order_id, presence)
         except Superseded:
             self._tools.log.info("order.superseded", order_id=order_id)
-        finally:
-            # Write order, step 8: whatever the outcome, what we put in place goes away.
-            await presence.clean_up()
+        except asyncio.CancelledError:
+            # A stop: the order goes on in the next process, and the CA may look before that is up.
+            raise
+        # Write order, step 8: whatever the outcome, what we put in place goes away.
+        await presence.clean_up()
 
     async def _is_unfinished(self, order_id: OrderId) -> bool:
         """Whether there is more to do; returns when it is due."""
@@ -213,19 +227,32 @@ class Issuing:
         if isinstance(error, StorageUnavailable):
             raise error
         if error is not None:
-            await self._examine(account, error)
-            await pursuit.set_back(error)
+            await self._note(pursuit, account, error)
+
+    async def _note(self, pursuit: Pursuit, account: Account, error: ScaivaultError) -> None:
+        log = self._tools.log.bind(order_id=pursuit.order.id)
+        if await self._is_healed(account, error):
+            error = CaUnavailable(f"the CA has moved account {account.id}; its new URL is noted ({error.detail})")
+        failed = await outcome_of(pursuit.set_back(error), log, let_pass=(Superseded,))
+        if isinstance(failed, StorageUnavailable):
+            raise failed
+        if failed is not None:
+            # What went wrong could not even be written down; that something did can be.
+            await pursuit.set_back(failed)
 
     async def _account_of(self, order_id: OrderId) -> Account:
         order = await self._load(order_id)
         return (await self._tools.accounts.load(order.value.account_id)).value
 
-    async def _examine(self, account: Account, error: ScaivaultError) -> None:
-        if isinstance(error, CaRefused) and error.problem and error.problem.name in _ACCOUNT_TROUBLE:
-            try:
-                await self._tools.accounts.examine(account)
-            except ScaivaultError as further:
-                self._tools.log.warning("account.not_examined", account_id=account.id, detail=further.detail)
+    async def _is_healed(self, account: Account, error: ScaivaultError) -> bool:
+        """Whether the CA refused the account for a reason that is gone now."""
+        if not (isinstance(error, CaRefused) and error.problem and error.problem.name in _ACCOUNT_TROUBLE):
+            return False
+        try:
+            return await self._tools.accounts.examine(account)
+        except ScaivaultError as further:
+            self._tools.log.warning("account.not_examined", account_id=account.id, detail=further.detail)
+            return False
 
     async def _load(self, order_id: OrderId) -> Versioned[Order]:
         order = await ORDERS.get(self._store, order_id)
@@ -269,6 +296,7 @@ def _reply(order: Order) -> m.OrderReply:
         created_at=order.created_at,
         certificate_id=order.certificate_id,
         not_after=order.not_after,
+        expires_at=order.expires_at,
         attempt=order.attempt,
         next_try_at=order.next_try_at,
         error=order.error,

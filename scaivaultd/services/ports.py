@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from scaivaultd.acme.signing import AccountKey
+    from scaivaultd.acme.wire import Directory
     from scaivaultd.model.names import Identifier
     from scaivaultd.model.storage import Change, Changed, OutboxEvent, Page, Stored
 
@@ -134,6 +135,10 @@ class CaClient(Protocol):
         eab_hmac_key: bytes | None = None,
     ) -> Fetched:
         """newAccount; finds the account this key has already."""
+        ...
+
+    async def directory(self) -> Directory:
+        """What the CA says of itself."""
         ...
 
     async def find_account(self) -> str | None:

@@ -121,7 +121,20 @@ class Presence:
         self._log = log
         self._begun: dict[str, ChallengeResponse] = {}
         self._in_place: set[str] = set()
+        self._settled = asyncio.Event()
         self.was_away = was_away
+
+    async def settled(self) -> None:
+        """Wait until `restore` has done what it can."""
+        await self._settled.wait()
+
+    async def restore(self, journal: Mapping[str, ChallengeResponse]) -> None:
+        """Put back what the order had in place in an earlier process; failures are tried again by the attempts."""
+        try:
+            if error := await outcome_of(self.present(journal), self._log):
+                self._log.warning("order.not_presented", detail=error.detail)
+        finally:
+            self._settled.set()
 
     async def present(self, responses: Mapping[str, ChallengeResponse]) -> None:
         """Put responses in place, by challenge URL; those that are there already stay.
@@ -210,8 +223,8 @@ class Pursuit:
             pass
 
     async def park(self, seconds: float) -> None:
-        """Note the pause the CA wants; raises Superseded."""
-        next_try_at = self._clock.now() + timedelta(seconds=seconds)
+        """Note the pause the CA wants, as far as our patience goes; raises Superseded."""
+        next_try_at = min(self._clock.now() + timedelta(seconds=seconds), _patience_end(self.order))
         await self._commit(next_try_at=next_try_at)
         self._log.info("order.parked", next_try_at=next_try_at.isoformat())
 
@@ -220,6 +233,9 @@ class Pursuit:
         order, now = self.order, self._clock.now()
         memory = Memory(attempt=order.attempt, misbehaved=order.misbehaved, give_up_at=_patience_end(order))
         verdict = setbacks.judge(error, memory, now=now, fraction=self._tools.randomness.fraction())
+        needs_person = isinstance(error, CaRefused) and setbacks.needs_person(error)
+        first_time = needs_person and (order.error is None or order.error.acme != verdict.trouble.acme)
+        queued = [events.account_action_required(self._account, order, verdict.trouble, now)] if first_time else []
         noted: dict[str, Any] = {
             "error": verdict.trouble,
             "attempt": verdict.attempt,
@@ -230,7 +246,7 @@ class Pursuit:
             await self._end(status="invalid", **noted)
             self._log.error("order.failed", error_code=error.code, detail=error.detail)
             return
-        await self._commit(**noted)
+        await self._commit((), queued, **noted)
         self._log.warning(
             "order.set_back",
             error_code=error.code,
@@ -316,10 +332,21 @@ class Pursuit:
             # A clear no: there is no order to look for.
             await self._commit(asked=False)
             raise
+        if await self._is_held(fetched.url):
+            # Boulder answers with a pending order that is there for the same names: it has one key and one CSR.
+            await self._commit(asked=False)
+            raise CaUnavailable(
+                "the CA wants to finish an order of another request for the same names first; waiting for it"
+            )
         ca_order = wire.order_from(fetched.body)
         await self._take_over(fetched.url, ca_order)
         self._log.info("order.created", url=fetched.url)
         return ca_order
+
+    async def _is_held(self, url: str) -> bool:
+        """Whether another order of ours has that URL."""
+        found = await ORDERS.page(self._tools.store, where={"url": digest(url)}, cursor=None, limit=2)
+        return any(each.value.id != self.order.id for each in found.items)
 
     async def _take_over(self, url: str, ca_order: wire.Order) -> None:
         await self._commit(url=url, finalize_url=ca_order.finalize, expires_at=ca_order.expires)
@@ -329,7 +356,7 @@ class Pursuit:
         wanted = frozenset((each.type, each.value) for each in self.order.identifiers)
         for url in (await self._order_urls())[-ORPHANS_MAX:]:
             # An order that another request of ours has is no orphan.
-            if (await ORDERS.page(self._tools.store, where={"url": digest(url)}, cursor=None, limit=1)).items:
+            if await self._is_held(url):
                 continue
             ca_order = wire.order_from((await self._client.order(url)).body)
             if ca_order.identifiers == wanted and ca_order.status in ("pending", "ready"):
@@ -645,6 +672,10 @@ async def _side_by_side(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
             tasks = [group.create_task(gated(one)) for one in work]
     except BaseExceptionGroup as several:
         raise several.exceptions[0] from several
+    finally:
+        # Those that waited at the gate when another failed were never begun.
+        for one in work:
+            one.close()
     return [task.result() for task in tasks]
 
 

@@ -21,7 +21,9 @@ MISBEHAVED_MAX = 5
 
 _PAUSES_SECONDS = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0)
 _RATE_LIMIT_PAUSE_SECONDS = 60.0
+_RATE_LIMIT_FLOOR_SECONDS = 30.0
 _JITTER_MAX_SECONDS = 30.0
+_PERSON_PAUSE_SECONDS = 3600.0
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +49,14 @@ def judge(error: ScaivaultError, memory: Memory, *, now: datetime, fraction: flo
     misbehaved = memory.misbehaved + isinstance(error, CaMisbehaved | Internal)
     next_try_at: datetime | None = None
     pause = _pause(error, attempt)
+    if isinstance(error, CaRefused) and needs_person(error):
+        # Nothing is wrong with the order: it goes on by itself when somebody has acted, however late.
+        return Verdict(
+            trouble=trouble_of(error, now + timedelta(seconds=pause)),
+            attempt=attempt,
+            misbehaved=misbehaved,
+            next_try_at=now + timedelta(seconds=pause),
+        )
     # A CA that names a time beyond our patience has said no; the jitter is ours and does not count.
     if _may_retry(error, misbehaved) and now + timedelta(seconds=pause) <= memory.give_up_at:
         next_try_at = now + timedelta(seconds=pause + fraction * min(pause / 4, _JITTER_MAX_SECONDS))
@@ -56,6 +66,11 @@ def judge(error: ScaivaultError, memory: Memory, *, now: datetime, fraction: flo
         misbehaved=misbehaved,
         next_try_at=next_try_at,
     )
+
+
+def needs_person(error: CaRefused) -> bool:
+    """Whether the CA waits for its customer to visit a page (RFC 8555 section 7.3.3)."""
+    return error.problem is not None and error.problem.name == "userActionRequired"
 
 
 def trouble_of(error: ScaivaultError, retry_at: datetime | None) -> Trouble:
@@ -83,8 +98,13 @@ def _may_retry(error: ScaivaultError, misbehaved: int) -> bool:
 
 def _pause(error: ScaivaultError, attempt: int) -> float:
     pause = _PAUSES_SECONDS[min(attempt, len(_PAUSES_SECONDS)) - 1]
+    if isinstance(error, CaRefused) and needs_person(error):
+        return _PERSON_PAUSE_SECONDS
     if isinstance(error, BackendRateLimited):
-        return max(pause, _RATE_LIMIT_PAUSE_SECONDS) if error.retry_after is None else error.retry_after
+        if error.retry_after is None:
+            return max(pause, _RATE_LIMIT_PAUSE_SECONDS)
+        # Its word counts, but one that says "at once" again and again is not taken at it.
+        return max(min(pause, _RATE_LIMIT_FLOOR_SECONDS), error.retry_after)
     if isinstance(error, CaUnavailable) and error.retry_after is not None:
         return max(pause, error.retry_after)
     return pause

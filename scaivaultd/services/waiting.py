@@ -30,7 +30,8 @@ class Waiting:
         """Let every wait end at once with what there is: the daemon stops, and callers shall have their answer."""
         self._over = True
         for deadline in self._deadlines:
-            deadline.reschedule(asyncio.get_running_loop().time())
+            if not deadline.expired():
+                deadline.reschedule(asyncio.get_running_loop().time())
 
     async def until(self, shelf: Shelf[T], resource_id: str, seconds: float, reached: Callable[[T], bool]) -> T:
         """The document once `reached` holds, or as it stands when `seconds` are over; raises NotFound."""

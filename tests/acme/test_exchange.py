@@ -26,7 +26,7 @@ def answer(status: int = 200, body: bytes = b"", **headers: str) -> Answer:
         ("Tue, 24 Nov 2026 12:00:10 GMT", 10.0),
         ("Tuesday, 24-Nov-26 12:00:10 GMT", 10.0),
         ("Tue Nov 24 12:00:10 2026", 10.0),
-        ("Tue, 24 Nov 2026 11:00:00 GMT", 0.0),
+        ("Tue, 24 Nov 2026 11:00:00 GMT", None),
         ("-5", None),
         ("soon", None),
         ("", None),

@@ -22,9 +22,9 @@ def encoded(document: Any) -> bytes:
 
 def test_a_directory_needs_three_urls_only() -> None:
     """`meta`, keyChange, renewalInfo and the rest are absent somewhere; odd members are put in on purpose."""
-    read = wire.directory_from(encoded({**DIRECTORY, "meta": None, "Xa9F": "https://community", "renewalInfo": 4}))
+    read = wire.directory_from(encoded({**DIRECTORY, "meta": None, "Xa9F": "https://community", "website": 4}))
     assert read.new_order == "https://ca/o"
-    assert read.renewal_info is None
+    assert read.website is None
 
 
 @pytest.mark.parametrize("missing", sorted(DIRECTORY))

@@ -67,6 +67,10 @@ ALL = {
     "order.failed": (events.order_failed(ORDER, NOW), "acme_order_1"),
     "account.created": (events.account_created(ACCOUNT, NOW), "acme_1"),
     "account.deactivated": (events.account_deactivated(ACCOUNT, NOW), "acme_1"),
+    "account.action_required": (
+        events.account_action_required(ACCOUNT, ORDER, Trouble(code="ca_error", detail="new terms"), NOW),
+        "acme_1",
+    ),
 }
 
 

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from structlog.testing import LogCapture
 
+from scaivaultd.acme.wire import Directory
 from scaivaultd.api import messages as m
 from scaivaultd.api.commands import RequestContext
 from scaivaultd.model.errors import CaRefused, InvalidRequest, Problem, SecretNotFound, StorageUnavailable
@@ -334,6 +335,9 @@ class ScriptedClient:
         fetched: Fetched = await self._ca.act("register", thumbprint, lambda: self._ca.register(thumbprint, asked))
         return fetched
 
+    async def directory(self) -> Directory:
+        return Directory(new_nonce="https://ca.test/n", new_account="https://ca.test/a", new_order="https://ca.test/o")
+
     async def find_account(self) -> str | None:
         thumbprint = self.key.thumbprint
         url: str | None = await self._ca.act("find_account", thumbprint, lambda: self._ca.accounts.get(thumbprint))
@@ -549,7 +553,7 @@ class World:
         return found
 
     async def certificates(self) -> list[Certificate]:
-        return [each.value for each in await CERTIFICATES.all(self.sqlite)]
+        return [each.value for each in await CERTIFICATES.all(self.sqlite, structlog.get_logger())]
 
     async def events(self) -> list[tuple[str, dict[str, Any]]]:
         """Every event in the outbox: its type and body."""

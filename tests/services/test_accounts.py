@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 
 from scaivaultd.acme.signing import AccountKey
 from scaivaultd.api import messages as m
@@ -58,7 +59,7 @@ class TestRegistering:
         found: list[Any] = []
 
         async def look() -> None:
-            (account,) = await ACCOUNTS.all(world.sqlite, status="pending")
+            (account,) = await ACCOUNTS.all(world.sqlite, structlog.get_logger(), status="pending")
             found.append(await KEYS.get(world.sqlite, account.value.key_id))
 
         world.ca.script["register"].append(look)
@@ -166,7 +167,7 @@ class TestRefusals:
         error = await failing(world, **changes)
         assert isinstance(error, InvalidRequest)
         assert [each.pointer for each in error.fields] == [pointer]
-        assert await ACCOUNTS.all(world.sqlite) == []
+        assert await ACCOUNTS.all(world.sqlite, structlog.get_logger()) == []
         assert world.ca.calls == []
 
     async def test_a_forbidden_address_and_a_forbidden_reference_are_refused(self, world: Any) -> None:
@@ -231,7 +232,7 @@ class TestSetbacks:
         """Patience is bounded, and its end is no `ca_error`: the CA has refused nothing."""
         world.ca.script["register"].extend([CaUnavailable("down")] * 1000)
         assert isinstance(await failing(world), CaUnavailable)
-        (account,) = await ACCOUNTS.all(world.sqlite)
+        (account,) = await ACCOUNTS.all(world.sqlite, structlog.get_logger())
         assert account.value.status == "invalid"
 
     async def test_a_rate_limit_beyond_our_patience_keeps_its_code_and_time(self, world: Any) -> None:

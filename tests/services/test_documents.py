@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 import pytest
+import structlog
 
 from scaivaultd.model.errors import RevisionConflict
 from scaivaultd.model.ids import AccountId, CertificateId, KeyId, OrderId
@@ -107,15 +108,17 @@ async def test_a_changed_state_moves_the_document_to_its_new_filter(sqlite: Any)
     """An order that has ended must not be resumed at the next start."""
     revisions = await sqlite.commit([ORDERS.put(order(1))])
     await sqlite.commit([ORDERS.put(order(1, "valid"), revisions[ORDERS.key("acme_order_001")])])
-    assert await ORDERS.all(sqlite, status="pending") == []
-    assert [each.value.id for each in await ORDERS.all(sqlite, status="valid")] == ["acme_order_001"]
+    assert await ORDERS.all(sqlite, structlog.get_logger(), status="pending") == []
+    assert [each.value.id for each in await ORDERS.all(sqlite, structlog.get_logger(), status="valid")] == [
+        "acme_order_001"
+    ]
 
 
 async def test_everything_that_matches_is_read_whatever_the_number(sqlite: Any) -> None:
     """At the start every unfinished order goes on, not only the first page of them."""
     for start in range(0, 1100, 100):
         await sqlite.commit([ORDERS.put(order(n)) for n in range(start, start + 100)])
-    assert len(await ORDERS.all(sqlite, status="pending")) == 1100
+    assert len(await ORDERS.all(sqlite, structlog.get_logger(), status="pending")) == 1100
 
 
 async def test_certificates_are_found_by_each_of_their_names(sqlite: Any) -> None:
