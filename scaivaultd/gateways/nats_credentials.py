@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from scaivaultd.model.errors import StartupError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _BLOCK = re.compile(r"-{3,}\s*BEGIN ([A-Z ]+?)\s*-{3,}\s*(\S+)\s*-{3,}\s*END")
@@ -35,7 +36,7 @@ class CredentialsFile:
         self._path = path
         first = self._read()
         # Behind a function: whoever prints this object's attributes sees no secret.
-        self._last = lambda: first
+        self._last: Callable[[], tuple[str, str]] = lambda: first
 
     def __repr__(self) -> str:
         return f"CredentialsFile({str(self._path)!r})"

@@ -246,6 +246,9 @@ class Pursuit:
             await self._end(status="invalid", **noted)
             self._log.error("order.failed", error_code=error.code, detail=error.detail)
             return
+        if needs_person:
+            # The time somebody takes to act is not the CA's.
+            noted["give_up_at"] = order.give_up_at + (verdict.next_try_at - now)
         await self._commit((), queued, **noted)
         self._log.warning(
             "order.set_back",
