@@ -326,9 +326,10 @@ class Accounts:
         account = current.value
         client = await self.client(account)
         # An external account binding may be good for one use only: never send it for an account that is there.
-        url = await client.find_account() if account.eab else None
+        hmac_key = await self._hmac_key(account)
+        url = await client.find_account() if hmac_key is not None else None
         if url is None:
-            url = await self._new_account(client, account)
+            url = await self._new_account(client, account, hmac_key)
         directory = await client.directory()
         registered = msgspec.structs.replace(
             account,
@@ -350,12 +351,13 @@ class Accounts:
         )
         self._log.info("account.created", account_id=account.id, directory_url=account.directory_url)
 
-    async def _new_account(self, client: CaClient, account: Account) -> str:
+    @staticmethod
+    async def _new_account(client: CaClient, account: Account, hmac_key: bytes | None) -> str:
         fetched = await client.register(
             contacts=[f"mailto:{account.email}"] if account.email else [],
             terms_of_service_agreed=account.terms_of_service_agreed,
             eab_key_id=account.eab.key_id if account.eab else None,
-            eab_hmac_key=await self._hmac_key(account),
+            eab_hmac_key=hmac_key,
         )
         return fetched.url
 
