@@ -100,8 +100,8 @@ def _write_certificates(folder: Path) -> None:
     root_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Throw-away HTTPS root")])
     now = SystemClock().now()
 
-    def signed(subject: x509.Name, public: ec.EllipticCurvePublicKey, extension: x509.ExtensionType) -> bytes:
-        certificate = (
+    def signed(subject: x509.Name, public: ec.EllipticCurvePublicKey, *extensions: x509.ExtensionType) -> bytes:
+        builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(root_name)
@@ -109,15 +109,34 @@ def _write_certificates(folder: Path) -> None:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(hours=1))
             .not_valid_after(now + timedelta(days=7))
-            .add_extension(extension, critical=True)
-            .sign(root_key, hashes.SHA256())
+            # Python 3.13 and later verify strictly by RFC 5280, which wants both identifiers.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
         )
-        return certificate.public_bytes(serialization.Encoding.PEM)
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=True)
+        return builder.sign(root_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
-    root = signed(root_name, root_key.public_key(), x509.BasicConstraints(ca=True, path_length=None))
+    root = signed(
+        root_name, root_key.public_key(), x509.BasicConstraints(ca=True, path_length=None), _signs_certificates()
+    )
     leaf = signed(x509.Name([]), key.public_key(), x509.SubjectAlternativeName([x509.DNSName("localhost")]))
     (folder / "root.pem").write_bytes(root)
     (folder / "cert.pem").write_bytes(leaf)
     (folder / "key.pem").write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
+def _signs_certificates() -> x509.KeyUsage:
+    return x509.KeyUsage(
+        key_cert_sign=True,
+        crl_sign=True,
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
     )
