@@ -128,13 +128,14 @@ async def _issue(client: Client, ca: _Ca) -> str:
     order = await _ask(client, "pki.acme.issue", account_id=account["id"], domains=NAMES, challenge_type="http-01")
     _say(f"Order      {order['order_id']} for {', '.join(order['domains'])}")
     shown = ""
+    _say(f"  request  {ROOT}.pki.acme.orders.get, again and again")
     async with asyncio.timeout(ORDER_SECONDS):
         while order["status"] in ("pending", "ready", "processing"):
             if order["status"] != shown:
                 shown = order["status"]
                 _say(f"             {shown}")
             await asyncio.sleep(0.1)
-            order = await _ask(client, "pki.acme.orders.get", order_id=order["order_id"])
+            order = await _quietly_ask(client, "pki.acme.orders.get", order_id=order["order_id"])
     if order["status"] != "valid":
         raise DemoFailed(f"the order is {order['status']}: {order['error']}")
     _say(f"             valid: {order['certificate_id']}, until {order['not_after']}")
@@ -143,6 +144,10 @@ async def _issue(client: Client, ca: _Ca) -> str:
 
 async def _ask(client: Client, command: str, **body: Any) -> Any:
     _say(f"  request  {ROOT}.{command}")
+    return await _quietly_ask(client, command, **body)
+
+
+async def _quietly_ask(client: Client, command: str, **body: Any) -> Any:
     try:
         message = await client.request(f"{ROOT}.{command}", json.dumps(body).encode(), timeout=20)
     except nats.errors.Error as error:
