@@ -5,16 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
+from scaivaultd.demo.ca_x509 import https_material
 from scaivaultd.demo.process import Process, free_port, listens, until
-from scaivaultd.model.clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +38,9 @@ class Pebble:
     async def start(self) -> None:
         """Start both programs and wait until they listen."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        _write_certificates(self._folder)
+        root_pem, https_pem = https_material("127.0.0.1")
+        self.trust_file.write_text(root_pem)
+        (self._folder / "https.pem").write_bytes(https_pem)
         self._write_configuration()
         for process in (self._dns, self._pebble):
             process.start()
@@ -84,59 +80,11 @@ class Pebble:
         settings = {
             "listenAddress": f"127.0.0.1:{self._port}",
             "managementListenAddress": f"127.0.0.1:{self.management_port}",
-            "certificate": str(self._folder / "cert.pem"),
-            "privateKey": str(self._folder / "key.pem"),
+            "certificate": str(self._folder / "https.pem"),
+            "privateKey": str(self._folder / "https.pem"),
             "httpPort": self.http01_port,
             "tlsPort": free_port(),
             "ocspResponderURL": "",
             "externalAccountBindingRequired": False,
         }
         (self._folder / "config.json").write_text(json.dumps({"pebble": settings}))
-
-
-def _write_certificates(folder: Path) -> None:
-    """A throw-away root (`root.pem`) and a certificate for localhost below it, for Pebble's HTTPS."""
-    root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    root_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Throw-away HTTPS root")])
-    now = SystemClock().now()
-
-    def signed(subject: x509.Name, public: ec.EllipticCurvePublicKey, *extensions: x509.ExtensionType) -> bytes:
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(root_name)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=7))
-            # Python 3.13 and later verify strictly by RFC 5280, which wants both identifiers.
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
-        )
-        for extension in extensions:
-            builder = builder.add_extension(extension, critical=True)
-        return builder.sign(root_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    root = signed(
-        root_name, root_key.public_key(), x509.BasicConstraints(ca=True, path_length=None), _signs_certificates()
-    )
-    leaf = signed(x509.Name([]), key.public_key(), x509.SubjectAlternativeName([x509.DNSName("localhost")]))
-    (folder / "root.pem").write_bytes(root)
-    (folder / "cert.pem").write_bytes(leaf)
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-
-
-def _signs_certificates() -> x509.KeyUsage:
-    return x509.KeyUsage(
-        key_cert_sign=True,
-        crl_sign=True,
-        digital_signature=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
