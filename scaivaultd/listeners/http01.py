@@ -8,21 +8,23 @@ What holds here:
 * A client is inside until its connection is closed, answered or not, and only so many are inside.
   When the house is full the oldest unfinished one goes and the new one comes in: to refuse
   the new one would let idle clients keep a CA out.
-* What depends on bytes alone (`HeadReader`) or on numbers alone (`Admission`) opens no socket.
+* What depends on bytes alone is in `http01_head`, on numbers alone in `http01_admission`: neither opens a socket.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import re
 import socket
 from collections import Counter
 from email.utils import format_datetime
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import msgspec
+
+from scaivaultd.listeners.http01_admission import Admission, Http01Limits, Sampler, network_of
+from scaivaultd.listeners.http01_head import TOKEN, Asked, HeadReader, Reason, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,52 +33,17 @@ if TYPE_CHECKING:
 
     from scaivaultd.model.clock import Clock
 
-Reason = Literal[
-    "bad_request",
-    "method_not_allowed",
-    "head_too_large",
-    "version_not_supported",
-    "timed_out",
-    "too_many_from_network",
-]
-"""Why a client got no look at the tokens; a closed list, since it becomes a metric's label."""
-
-_PREFIX = b"/.well-known/acme-challenge/"
-_TOKEN = re.compile(rb"[A-Za-z0-9_-]{16,128}")
 # Visible ASCII: it goes into a body byte for byte, and a longer one is no key authorization.
 _KEY_AUTHORIZATION = re.compile(r"[\x21-\x7e]{1,512}")
-# RFC 9110 section 5.6.2 (token), RFC 9112 section 3 (request line) and section 5 (field line).
-_WORD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = re.compile(rb"(" + _WORD + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
-_FIELD = re.compile(rb"(" + _WORD + rb"):([\t\x20-\x7e\x80-\xff]*)")
-_ABSOLUTE_FORM = re.compile(rb"http://([^/?#]*)(.*)", re.IGNORECASE)
-_HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,255}|\[([0-9A-Fa-f:.]{2,45})\])(?::([0-9]{0,5}))?")
-
 # After the answer we read on and throw away until the client closes: closing on unread bytes makes
 # the kernel send RST, and that can overtake the answer (RFC 9112 section 9.6).
-_LINGER_SECONDS = 1.0
 _LINGER_BYTES = 64 * 1024
 _SWEEP_SECONDS = 0.1
 # Accepted in one turn of the loop; those already inside must get their turn too.
 _ACCEPT_BATCH = 64
 _STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _STARVED_SECONDS = 1.0
-_SAMPLE_SECONDS = 10.0
 _CLOSE_SECONDS = 2.0
-
-
-class Http01Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How much strangers may use.
-
-    `per_network` counts connections of one IPv4 address or one IPv6 /64, which one customer can
-    fill alone. It does not hold for loopback: behind a proxy on this host everybody is loopback.
-    """
-
-    connections: int = 1024
-    per_network: int = 256
-    head_bytes: int = 4096
-    head_lines: int = 64
-    head_seconds: float = 5.0
 
 
 class Http01Counters(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,129 +54,6 @@ class Http01Counters(msgspec.Struct, frozen=True, kw_only=True):
     rejected: Mapping[Reason, int]
     evicted: int
     connections: int
-
-
-class Asked(msgspec.Struct, frozen=True):
-    """A valid GET or HEAD; `token` is None when the path is not that of a challenge."""
-
-    token: bytes | None
-    is_head: bool
-
-
-class Refused(msgspec.Struct, frozen=True):
-    """A request that gets no look at the tokens; `is_head` forbids a body even so."""
-
-    reason: Reason
-    is_head: bool = False
-
-
-class HeadReader:
-    """Reads one request head (RFC 9112), fed in pieces of any size.
-
-    The verdict does not depend on how the bytes were cut. No input makes it raise.
-    """
-
-    def __init__(self, limits: Http01Limits) -> None:
-        self._limits = limits
-        self._head = bytearray()
-        self._line_start = 0
-        self._lines: list[bytes] = []
-
-    def feed(self, data: bytes | memoryview) -> Asked | Refused | None:
-        """Take more bytes; None while the head is not complete. Not to be called after a verdict."""
-        searched = len(self._head)
-        self._head += data[: self._limits.head_bytes - searched]
-        while (line_end := self._head.find(b"\n", searched)) >= 0:
-            searched = line_end + 1
-            verdict = self._take_line(bytes(self._head[self._line_start : searched]))
-            if verdict is not None:
-                return verdict
-            self._line_start = searched
-        return Refused("head_too_large") if len(self._head) >= self._limits.head_bytes else None
-
-    def _take_line(self, line: bytes) -> Asked | Refused | None:
-        # Who takes a bare LF for a line's end reads other lines than the next recipient. A bare CR fits no pattern.
-        if not line.endswith(b"\r\n"):
-            return Refused("bad_request")
-        if line == b"\r\n":
-            return _judge(self._lines)
-        self._lines.append(line[:-2])
-        return Refused("head_too_large") if len(self._lines) > self._limits.head_lines else None
-
-
-def _judge(lines: Sequence[bytes]) -> Asked | Refused:
-    request_line = _REQUEST_LINE.fullmatch(lines[0]) if lines else None
-    if request_line is None:
-        return Refused("bad_request")
-    method, target, major, minor = request_line.groups()
-    is_head = method == b"HEAD"
-    if major != b"1":
-        return Refused("version_not_supported", is_head)
-    fields = _fields(lines[1:])
-    if fields is None or not _has_valid_host(fields, required=minor != b"0") or not _has_valid_framing(fields):
-        return Refused("bad_request", is_head)
-    if method not in (b"GET", b"HEAD"):
-        return Refused("method_not_allowed")
-    path = _path_of(target)
-    if path is None:
-        return Refused("bad_request", is_head)
-    return Asked(_token_in(path), is_head)
-
-
-def _fields(lines: Sequence[bytes]) -> Mapping[bytes, list[bytes]] | None:
-    """Values by lower-case name; None when a line is no field (a folded one is none either)."""
-    fields: dict[bytes, list[bytes]] = {}
-    for line in lines:
-        field = _FIELD.fullmatch(line)
-        if field is None:
-            return None
-        name, value = field.groups()
-        fields.setdefault(name.lower(), []).append(value.strip(b" \t"))
-    return fields
-
-
-def _has_valid_host(fields: Mapping[bytes, list[bytes]], *, required: bool) -> bool:
-    """RFC 9112 section 3.2: a missing Host is forgiven to HTTP/1.0 only, a bad or second one to nobody."""
-    hosts = fields.get(b"host", [])
-    return (len(hosts) == 1 and _is_host(hosts[0])) or not (hosts or required)
-
-
-def _has_valid_framing(fields: Mapping[bytes, list[bytes]]) -> bool:
-    """At most one field that says where the body ends.
-
-    We never read it, but a proxy before us that reads it otherwise than the client meant is being abused.
-    """
-    lengths = fields.get(b"content-length", [])
-    return len(lengths) + len(fields.get(b"transfer-encoding", [])) <= 1 and all(each.isdigit() for each in lengths)
-
-
-def _is_host(value: bytes) -> bool:
-    found = _HOST.fullmatch(value)
-    if found is None:
-        return False
-    ipv6, port = found.groups()
-    return (ipv6 is None or _is_ipv6(ipv6)) and int(port or 0) <= 65535
-
-
-def _is_ipv6(value: bytes) -> bool:
-    try:
-        ipaddress.IPv6Address(value.decode("ascii"))
-    except ValueError:
-        return False
-    return True
-
-
-def _path_of(target: bytes) -> bytes | None:
-    """Path and query of origin-form or absolute-form, which a server must accept (RFC 9112 section 3.2.2)."""
-    if target.startswith(b"/"):
-        return target
-    absolute = _ABSOLUTE_FORM.fullmatch(target)
-    return absolute[2] if absolute and _is_host(absolute[1]) else None
-
-
-def _token_in(path: bytes) -> bytes | None:
-    token = path[len(_PREFIX) :]
-    return token if path.startswith(_PREFIX) and _TOKEN.fullmatch(token) else None
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -250,99 +94,6 @@ _APOLOGIES: Mapping[Reason, Answer] = {
     "head_too_large": _apology("431 Request Header Fields Too Large"),
     "version_not_supported": _apology("505 HTTP Version Not Supported"),
 }
-
-
-Client = TypeVar("Client")
-
-
-class Admission(Generic[Client]):
-    """Who is inside, since when, and who has to go.
-
-    All have the same time, so insertion order is deadline order: the oldest stand in front, and
-    looking for them costs nothing however many are inside.
-    """
-
-    def __init__(self, limits: Http01Limits) -> None:
-        self._limits = limits
-        self._unfinished: dict[Client, float] = {}
-        self._lingering: dict[Client, float] = {}
-        self._networks: dict[Client, bytes | None] = {}
-        self._per_network: Counter[bytes] = Counter()
-
-    def __len__(self) -> int:
-        return len(self._networks)
-
-    def has_room_for(self, network: bytes | None) -> bool:
-        """Whether one more client of this network may come in; None is exempt."""
-        return network is None or self._per_network[network] < self._limits.per_network
-
-    def enter(self, client: Client, network: bytes | None, now: float) -> Client | None:
-        """Let a client in; who is returned has been put out for it and must be disconnected."""
-        evicted = self._oldest() if len(self) >= self._limits.connections else None
-        if evicted is not None:
-            self.leave(evicted)
-        self._unfinished[client] = now + self._limits.head_seconds
-        self._networks[client] = network
-        if network is not None:
-            self._per_network[network] += 1
-        return evicted
-
-    def _oldest(self) -> Client | None:
-        """The oldest unfinished client; one that has its answer already only when there is no other."""
-        return next(iter(self._unfinished or self._lingering), None)
-
-    def linger(self, client: Client, now: float) -> None:
-        """The client has its answer and a short time to read it."""
-        if self._unfinished.pop(client, None) is not None:
-            self._lingering[client] = now + _LINGER_SECONDS
-
-    def leave(self, client: Client) -> None:
-        """The client is gone; repeating this is no error."""
-        self._unfinished.pop(client, None)
-        self._lingering.pop(client, None)
-        network = self._networks.pop(client, None)
-        if network is not None:
-            self._per_network[network] -= 1
-            if not self._per_network[network]:
-                del self._per_network[network]
-
-    def next_overdue(self, now: float) -> tuple[Client, bool] | None:
-        """A client whose time is up, and whether it never got an answer."""
-        for waiting in (self._unfinished, self._lingering):
-            client = next(iter(waiting), None)
-            if client is not None and waiting[client] <= now:
-                return client, waiting is self._unfinished
-        return None
-
-
-def network_of(address: str) -> bytes | None:
-    """What `per_network` counts by: an IPv4 address or an IPv6 /64; None for loopback, which is exempt."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address):
-        # A socket passed to us may be dual-stack: all of IPv4 stands in one /64 there.
-        parsed = parsed.ipv4_mapped or parsed
-    if parsed.is_loopback:
-        return None
-    return parsed.packed[:8]
-
-
-class Sampler:
-    """One log line now and then, for what strangers can cause as often as they like."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._next: float | None = None
-        self._suppressed = 0
-
-    def due(self) -> int | None:
-        """How many lines were left out before this one; None when this one is to be left out too."""
-        now = self._clock.monotonic()
-        if self._next is not None and now < self._next:
-            self._suppressed += 1
-            return None
-        suppressed, self._suppressed = self._suppressed, 0
-        self._next = now + _SAMPLE_SECONDS
-        return suppressed
 
 
 class _Connection(asyncio.BufferedProtocol):
@@ -459,7 +210,7 @@ class Http01Listener:
             ValueError: no request can ask for such a token, or such an answer is none.
         """
         raw_token = token.encode()
-        if not _TOKEN.fullmatch(raw_token) or not _KEY_AUTHORIZATION.fullmatch(key_authorization):
+        if not TOKEN.fullmatch(raw_token) or not _KEY_AUTHORIZATION.fullmatch(key_authorization):
             raise ValueError("a token is 16 to 128 characters of base64url, its key authorization visible ASCII")
         self._answers[raw_token] = _answer("200 OK", "application/octet-stream", key_authorization.encode())
 

@@ -28,7 +28,8 @@ from scaivaultd.model.resources import UNFINISHED, IdempotentResult, Order
 from scaivaultd.model.storage import ABSENT
 from scaivaultd.services.documents import ACCOUNTS, IDEMPOTENCY, IDEMPOTENCY_SECONDS, ORDERS, Versioned, digest
 from scaivaultd.services.jobs import outcome_of
-from scaivaultd.services.pursuit import Parked, Presence, Pursuit, Superseded, Tools, journalled
+from scaivaultd.services.presence import Presence, journalled
+from scaivaultd.services.pursuit import Parked, Pursuit, Superseded, Tools
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, TypeVar
 from scaivaultd.model.errors import Internal, ScaivaultError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
     from typing import Any
 
     from structlog.typing import FilteringBoundLogger
 
 T = TypeVar("T")
+
+SIDE_BY_SIDE = 8
+"""Requests of one order at once: more would cost a nonce fetch each and gain nothing."""
 
 
 class Jobs:
@@ -91,3 +94,23 @@ async def unbroken(step: Coroutine[Any, Any, T], grace_seconds: float) -> T:
             if not ended.cancelled():
                 ended.exception()
         raise
+
+
+async def side_by_side(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all, a few at a time; the first error cancels the rest and is raised as itself."""
+    gate = asyncio.Semaphore(SIDE_BY_SIDE)
+
+    async def gated(one: Coroutine[Any, Any, T]) -> T:
+        async with gate:
+            return await one
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(gated(one)) for one in work]
+    except BaseExceptionGroup as several:
+        raise several.exceptions[0] from several
+    finally:
+        # Those that waited at the gate when another failed were never begun.
+        for one in work:
+            one.close()
+    return [task.result() for task in tasks]

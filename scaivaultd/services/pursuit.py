@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -43,11 +43,11 @@ from scaivaultd.services.documents import (
     digest,
     name_pointer_id,
 )
-from scaivaultd.services.jobs import outcome_of, unbroken
+from scaivaultd.services.jobs import side_by_side, unbroken
 from scaivaultd.services.setbacks import Memory
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from structlog.typing import FilteringBoundLogger
@@ -59,11 +59,8 @@ if TYPE_CHECKING:
     from scaivaultd.plugin import ChallengeSolver
     from scaivaultd.services.accounts import Accounts
     from scaivaultd.services.ports import CaClient, Fetched, Sealer, Store
+    from scaivaultd.services.presence import Presence
 
-T = TypeVar("T")
-
-SIDE_BY_SIDE = 8
-"""Requests of one order at once: more would cost a nonce fetch each and gain nothing."""
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 10.0
 LOOK_CLOSER_SECONDS = 8.0
@@ -72,8 +69,6 @@ LOOK_AGAIN_SECONDS = 2.0
 """The same at a CA that has left a failed challenge pending already."""
 PARK_SECONDS = 60.0
 """A CA that wants a longer pause gets it without the order holding a place in the CA's queue."""
-PRESENT_SECONDS = 300.0
-CLEAN_UP_SECONDS = 10.0
 GRACE_SECONDS = 3.0
 DOUBTS_MAX = 3
 ORPHANS_MAX = 50
@@ -107,71 +102,6 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     log: FilteringBoundLogger
     node_id: NodeId
     asking: Asking = msgspec.field(default_factory=lambda: Asking())
-
-
-class Presence:
-    """What one order has in place at this moment; it outlives setbacks, because the CA may look at any time.
-
-    `was_away`: the order was under way when an earlier process ended, so the CA may have looked for
-    our answers while nobody was there to give them.
-    """
-
-    def __init__(self, solver: ChallengeSolver, log: FilteringBoundLogger, *, was_away: bool = False) -> None:
-        self._solver = solver
-        self._log = log
-        self._begun: dict[str, ChallengeResponse] = {}
-        self._in_place: set[str] = set()
-        self._settled = asyncio.Event()
-        self.was_away = was_away
-
-    async def settled(self) -> None:
-        """Wait until `restore` has done what it can."""
-        await self._settled.wait()
-
-    async def restore(self, journal: Mapping[str, ChallengeResponse]) -> None:
-        """Put back what the order had in place in an earlier process; failures are tried again by the attempts."""
-        try:
-            if error := await outcome_of(self.present(journal), self._log):
-                self._log.warning("order.not_presented", detail=error.detail)
-        finally:
-            self._settled.set()
-
-    async def present(self, responses: Mapping[str, ChallengeResponse]) -> None:
-        """Put responses in place, by challenge URL; those that are there already stay.
-
-        Raises:
-            Timeout: they were not in place in time; what was begun is cleaned up with the rest.
-        """
-        missing = {url: each for url, each in responses.items() if url not in self._in_place}
-        self._begun.update(missing)
-        try:
-            async with asyncio.timeout(PRESENT_SECONDS):
-                await _side_by_side([self._present(url, each) for url, each in missing.items()])
-        except TimeoutError as error:
-            raise Timeout(f"the challenges were not in place after {PRESENT_SECONDS:.0f} s") from error
-
-    async def _present(self, url: str, response: ChallengeResponse) -> None:
-        await self._solver.present(response)
-        self._in_place.add(url)
-
-    async def clean_up(self) -> None:
-        """Take everything away; at most `CLEAN_UP_SECONDS`, also when cancelled."""
-        if self._begun:
-            await unbroken(self._clean_up_all(), CLEAN_UP_SECONDS)
-
-    async def _clean_up_all(self) -> None:
-        try:
-            async with asyncio.timeout(CLEAN_UP_SECONDS):
-                await _side_by_side([self._clean_up(each) for each in self._begun.values()])
-        except TimeoutError:
-            self._log.warning("challenge.clean_up_timed_out")
-        self._begun.clear()
-        self._in_place.clear()
-
-    async def _clean_up(self, response: ChallengeResponse) -> None:
-        # Each on its own: one that does not go must not keep the others in place.
-        if error := await outcome_of(self._solver.clean_up(response), self._log):
-            self._log.warning("challenge.not_cleaned_up", identifier=response.identifier, detail=error.detail)
 
 
 class Asking:
@@ -389,7 +319,7 @@ class Pursuit:
 
     async def _read(self, urls: Sequence[str]) -> None:
         settled = self._state.order.status == "invalid"
-        read = await _side_by_side([self._authorization(url) for url in urls])
+        read = await side_by_side([self._authorization(url) for url in urls])
         kept = () if settled else self._state.authorizations
         self._look(authorizations=(*kept, *read), settled=settled)
 
@@ -431,7 +361,7 @@ class Pursuit:
             await self._commit(challenges=(*self.order.challenges, *new))
 
     async def _respond(self, challenges: Sequence[wire.Challenge]) -> None:
-        answered = await _side_by_side([self._respond_to(challenge) for challenge in challenges])
+        answered = await side_by_side([self._respond_to(challenge) for challenge in challenges])
         counted = dict(self._state.responses)
         for challenge in challenges:
             counted[challenge.url] = counted.get(challenge.url, 0) + 1
@@ -484,7 +414,7 @@ class Pursuit:
         self._look_closer_seconds *= 2
         self._look_closer_at = self._clock.monotonic() + self._look_closer_seconds
         undecided = [each.url for each in self._state.authorizations if each.status == "pending"]
-        read = {each.url: each for each in await _side_by_side([self._authorization(url) for url in undecided])}
+        read = {each.url: each for each in await side_by_side([self._authorization(url) for url in undecided])}
         self._look(authorizations=tuple(read.get(each.url, each) for each in self._state.authorizations))
 
     async def _what_it_waits_for(self) -> str:
@@ -662,26 +592,6 @@ class Pursuit:
         self._current = Versioned(order, revisions[key])
 
 
-async def _side_by_side(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all, a few at a time; the first error cancels the rest and is raised as itself."""
-    gate = asyncio.Semaphore(SIDE_BY_SIDE)
-
-    async def gated(one: Coroutine[Any, Any, T]) -> T:
-        async with gate:
-            return await one
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(gated(one)) for one in work]
-    except BaseExceptionGroup as several:
-        raise several.exceptions[0] from several
-    finally:
-        # Those that waited at the gate when another failed were never begun.
-        for one in work:
-            one.close()
-    return [task.result() for task in tasks]
-
-
 def _patience_end(order: Order) -> datetime:
     # Only while the CA itself is at work: one that has finished and does not hand out the certificate is not.
     at_work = order.status == "processing" and order.certificate_url is None
@@ -695,16 +605,6 @@ def _require_registered(account: Account) -> None:
         why = f": {account.error.detail}" if account.error else ""
         problem = account.error.acme if account.error else None
         raise CaRefused(f"account {account.id} is {account.status}{why}", problem)
-
-
-def journalled(order: Order) -> dict[str, ChallengeResponse]:
-    """What the order had in place, by its own journal."""
-    return {
-        each.url: ChallengeResponse(
-            identifier=each.identifier, type=each.type, token=each.token, key_authorization=each.key_authorization
-        )
-        for each in order.challenges
-    }
 
 
 def _with_challenges(

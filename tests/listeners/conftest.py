@@ -13,7 +13,8 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from scaivaultd.listeners.http01 import Http01Limits, Http01Listener
+from scaivaultd.listeners.http01 import Http01Listener
+from scaivaultd.listeners.http01_admission import Http01Limits
 from scaivaultd.listeners.sockets import bind_all
 
 if TYPE_CHECKING:

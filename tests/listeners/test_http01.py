@@ -14,16 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaivaultd.listeners.http01 import (
-    Admission,
-    Asked,
-    HeadReader,
-    Http01Limits,
-    Http01Listener,
-    Refused,
-    Sampler,
-    network_of,
-)
+from scaivaultd.listeners.http01 import Http01Listener
+from scaivaultd.listeners.http01_admission import Admission, Http01Limits, Sampler, network_of
+from scaivaultd.listeners.http01_head import Asked, HeadReader, Refused
 from scaivaultd.listeners.sockets import bind_all
 from scaivaultd.model.clock import SystemClock
 

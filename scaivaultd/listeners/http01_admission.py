@@ -1,0 +1,122 @@
+"""Who may be inside the http-01 listener, for how long, and what of it is worth a log line; opens no socket."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    from scaivaultd.model.clock import Clock
+
+# How long an answered client may take to close, so that no RST overtakes its answer.
+_LINGER_SECONDS = 1.0
+_SAMPLE_SECONDS = 10.0
+
+Client = TypeVar("Client")
+
+
+class Http01Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much strangers may use.
+
+    `per_network` counts connections of one IPv4 address or one IPv6 /64, which one customer can
+    fill alone. It does not hold for loopback: behind a proxy on this host everybody is loopback.
+    """
+
+    connections: int = 1024
+    per_network: int = 256
+    head_bytes: int = 4096
+    head_lines: int = 64
+    head_seconds: float = 5.0
+
+
+class Admission(Generic[Client]):
+    """Who is inside, since when, and who has to go.
+
+    All have the same time, so insertion order is deadline order: the oldest stand in front, and
+    looking for them costs nothing however many are inside.
+    """
+
+    def __init__(self, limits: Http01Limits) -> None:
+        self._limits = limits
+        self._unfinished: dict[Client, float] = {}
+        self._lingering: dict[Client, float] = {}
+        self._networks: dict[Client, bytes | None] = {}
+        self._per_network: Counter[bytes] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._networks)
+
+    def has_room_for(self, network: bytes | None) -> bool:
+        """Whether one more client of this network may come in; None is exempt."""
+        return network is None or self._per_network[network] < self._limits.per_network
+
+    def enter(self, client: Client, network: bytes | None, now: float) -> Client | None:
+        """Let a client in; who is returned has been put out for it and must be disconnected."""
+        evicted = self._oldest() if len(self) >= self._limits.connections else None
+        if evicted is not None:
+            self.leave(evicted)
+        self._unfinished[client] = now + self._limits.head_seconds
+        self._networks[client] = network
+        if network is not None:
+            self._per_network[network] += 1
+        return evicted
+
+    def _oldest(self) -> Client | None:
+        """The oldest unfinished client; one that has its answer already only when there is no other."""
+        return next(iter(self._unfinished or self._lingering), None)
+
+    def linger(self, client: Client, now: float) -> None:
+        """The client has its answer and a short time to read it."""
+        if self._unfinished.pop(client, None) is not None:
+            self._lingering[client] = now + _LINGER_SECONDS
+
+    def leave(self, client: Client) -> None:
+        """The client is gone; repeating this is no error."""
+        self._unfinished.pop(client, None)
+        self._lingering.pop(client, None)
+        network = self._networks.pop(client, None)
+        if network is not None:
+            self._per_network[network] -= 1
+            if not self._per_network[network]:
+                del self._per_network[network]
+
+    def next_overdue(self, now: float) -> tuple[Client, bool] | None:
+        """A client whose time is up, and whether it never got an answer."""
+        for waiting in (self._unfinished, self._lingering):
+            client = next(iter(waiting), None)
+            if client is not None and waiting[client] <= now:
+                return client, waiting is self._unfinished
+        return None
+
+
+def network_of(address: str) -> bytes | None:
+    """What `per_network` counts by: an IPv4 address or an IPv6 /64; None for loopback, which is exempt."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv6Address):
+        # A socket passed to us may be dual-stack: all of IPv4 stands in one /64 there.
+        parsed = parsed.ipv4_mapped or parsed
+    if parsed.is_loopback:
+        return None
+    return parsed.packed[:8]
+
+
+class Sampler:
+    """One log line now and then, for what strangers can cause as often as they like."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._next: float | None = None
+        self._suppressed = 0
+
+    def due(self) -> int | None:
+        """How many lines were left out before this one; None when this one is to be left out too."""
+        now = self._clock.monotonic()
+        if self._next is not None and now < self._next:
+            self._suppressed += 1
+            return None
+        suppressed, self._suppressed = self._suppressed, 0
+        self._next = now + _SAMPLE_SECONDS
+        return suppressed
