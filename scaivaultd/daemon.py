@@ -14,6 +14,7 @@ from scaivaultd.api.dispatch import Dispatcher
 from scaivaultd.gateways.nats import NatsGateway
 from scaivaultd.gateways.nats_bus import BusSettings, NatsBus
 from scaivaultd.gateways.nats_credentials import CredentialsFile
+from scaivaultd.gateways.nats_process import SYSTEM_PATH
 from scaivaultd.gateways.nats_server import NatsServerChild, find_server
 from scaivaultd.gateways.publisher import Publisher
 from scaivaultd.listeners.http01 import Http01Listener
@@ -243,7 +244,7 @@ class Daemon:
             child = await stack.enter_async_context(
                 NatsServerChild(
                     self._settings.state_dir,
-                    find_server(nats.server_path),
+                    find_server(nats.server_path, self._environment.get("PATH", SYSTEM_PATH)),
                     clock=self._clock,
                     randomness=self._randomness,
                     log=self._log,

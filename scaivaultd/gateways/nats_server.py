@@ -22,23 +22,22 @@ import re
 import shutil
 import socket
 import sys
-from collections import deque
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from scaivaultd.gateways.nats_process import LAUNCHER, SYSTEM_PATH, ServerProcess, ask
 from scaivaultd.model.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
 
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.model.clock import Clock, Randomness
 
-SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OLDEST_VERSION = (2, 10)  # `sync_interval` came with it
 
 _FEATURE_FLAGS_SINCE = (2, 14)  # older servers refuse fields they do not know
@@ -46,21 +45,15 @@ _HOST = "127.0.0.1"
 _ANY_PORT = -1
 _USER = "local"
 _PASSWORD_BYTES = 32
-_ENVIRONMENT = {"PATH": SYSTEM_PATH, "GOMEMLIMIT": "256MiB"}
 
-_ASK_SECONDS = 10.0  # for `-v` and `-t`
 _READY_SECONDS = 60.0  # recovery of a store of a million messages after a crash takes two
 _READY_POLL_SECONDS = 0.01
-_STOP_SECONDS = 5.0
-_REAP_SECONDS = 5.0
 _LOCK_SECONDS = 10.0
 _LOCK_POLL_SECONDS = 0.1
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 30.0
 _HEALTHY_SECONDS = 60.0
 
-_LINE_MAX = 2000
-_LINES_KEPT = 8
 _LOG_LINE = re.compile(r"(?:\[\d+\] )?(?:[\d/]+ [\d:.]+ )?\[(?P<level>[A-Z]{3})\] ?(?P<text>.*)")
 _LOG_LEVELS = {
     "TRC": logging.DEBUG,
@@ -72,22 +65,6 @@ _LOG_LEVELS = {
 }
 # Expected: any NATS client can use a password, and its file is as private as a key's would be.
 _EXPECTED_WARNING = "Plaintext passwords detected"
-
-# `preexec_fn` is unsafe beside threads, so a fresh interpreter does what must happen between fork and
-# exec. It looks at its parent after asking for the signal: a daemon that died before would send none.
-_LAUNCHER = """
-import ctypes, os, signal, sys
-PR_SET_PDEATHSIG = 1
-parent, *command = sys.argv[1:]
-if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0):
-    sys.exit("the kernel refuses PR_SET_PDEATHSIG")
-if os.getppid() != int(parent):
-    sys.exit("the daemon ended before its nats-server began")
-try:
-    os.execv(command[0], command)
-except OSError as error:
-    sys.exit(f"{command[0]}: {error.strerror}")
-"""
 
 
 class Secret:
@@ -207,7 +184,7 @@ async def server_version(binary: Path) -> tuple[int, int]:
     Raises:
         StartupError: it does not run or answer, is no nats-server, or is too old for the embedded use.
     """
-    code, answer = await _ask(binary, "-v")
+    code, answer = await ask(binary, "-v")
     match = re.search(r"nats-server: (v(\d+)\.(\d+)\S*)", answer)
     if code != 0 or match is None:
         raise StartupError(f"{binary} is no nats-server: `-v` ended with exit code {code} and said {answer!r}")
@@ -249,7 +226,7 @@ class NatsServerChild:
         self._credentials = _Credentials(_USER, Secret(""))
         self._port = _ANY_PORT
         self._lock: int | None = None
-        self._process: _Process | None = None
+        self._process: ServerProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -355,10 +332,10 @@ class NatsServerChild:
             return int(self._places.port.read_text("ascii"))
         return _ANY_PORT
 
-    async def _start(self) -> _Process:
+    async def _start(self) -> ServerProcess:
         with _explained(f"the files of nats-server in {self._places.root} cannot be written"):
             self._prepare()
-        code, answer = await _ask(self._binary, "-t", "-c", str(self._places.configuration))
+        code, answer = await ask(self._binary, "-t", "-c", str(self._places.configuration))
         if code != 0:
             raise StartupError(f"{self._binary} refuses the configuration we made for it: {answer}")
         process = await self._spawn()
@@ -390,13 +367,13 @@ class NatsServerChild:
         )
         _write_private(self._places.configuration, configuration)
 
-    async def _spawn(self) -> _Process:
-        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
+    async def _spawn(self) -> ServerProcess:
+        launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid())]
         server = [str(self._binary), "-c", str(self._places.configuration)]
         assert self._lock is not None
-        return await _Process.spawn([*launcher, *server], self._relay, inherited=(self._lock,))
+        return await ServerProcess.spawn([*launcher, *server], self._relay, inherited=(self._lock,))
 
-    async def _ready_port(self, process: _Process) -> int:
+    async def _ready_port(self, process: ServerProcess) -> int:
         try:
             async with asyncio.timeout(_READY_SECONDS):
                 while (port := self._announced_port(process.pid)) is None:
@@ -463,98 +440,6 @@ class NatsServerChild:
         level, text = (parsed["level"], parsed["text"]) if parsed else ("WRN", line)
         if text.strip() and _EXPECTED_WARNING not in text:
             self._log.log(_LOG_LEVELS.get(level, logging.WARNING), "nats_server.log", text=text)
-
-
-class _Process:
-    """One run of a program whose output is always drained, so that it never blocks on its pipe."""
-
-    def __init__(self, process: asyncio.subprocess.Process, on_line: Callable[[str], None]) -> None:
-        self._process = process
-        self._on_line = on_line
-        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
-        self._life = asyncio.create_task(self._follow(), name=f"process-{process.pid}")
-
-    @classmethod
-    async def spawn(
-        cls, command: Sequence[str], on_line: Callable[[str], None], *, inherited: Sequence[int] = ()
-    ) -> Self:
-        """Start a program with the descriptors `inherited`; cancelled, it leaves none behind."""
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env=_ENVIRONMENT,
-                pass_fds=inherited,
-                # A Ctrl-C at the terminal is for the daemon, which stops its child in order.
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise StartupError(f"{command[0]} cannot be executed: {error.strerror}") from error
-        return cls(process, on_line)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def exit_code(self) -> int | None:
-        """None while it runs or has output left; negative: the signal that ended it."""
-        return self._life.result() if self._life.done() else None
-
-    @property
-    def last_words(self) -> str:
-        return "; ".join(self._lines)
-
-    async def exited(self) -> int:
-        return await asyncio.shield(self._life)
-
-    async def stop(self) -> None:
-        """Ask it to end, wait 5 s, kill it. Cancelled, it kills at once."""
-        with suppress(ProcessLookupError):
-            self._process.terminate()
-        try:
-            await asyncio.wait([self._life], timeout=_STOP_SECONDS)
-        finally:
-            await self.kill()
-
-    async def kill(self) -> None:
-        """End it at once, if it has not ended, and reap it."""
-        with suppress(ProcessLookupError):
-            self._process.kill()
-        await asyncio.wait([self._life], timeout=_REAP_SECONDS)
-        self._life.cancel()
-
-    async def _follow(self) -> int:
-        assert self._process.stdout is not None
-        rest = b""
-        while chunk := await self._process.stdout.read(1 << 16):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._hear(line)
-            rest = rest[:_LINE_MAX]
-        if rest:
-            self._hear(rest)
-        return await self._process.wait()
-
-    def _hear(self, line: bytes) -> None:
-        text = line[:_LINE_MAX].decode(errors="replace").rstrip()
-        self._lines.append(text)
-        self._on_line(text)
-
-
-async def _ask(binary: Path, *arguments: str) -> tuple[int, str]:
-    """Exit code and last words of a short run."""
-    process = await _Process.spawn([str(binary), *arguments], lambda _: None)
-    try:
-        async with asyncio.timeout(_ASK_SECONDS):
-            code = await process.exited()
-    except TimeoutError:
-        raise StartupError(f"`{binary} {arguments[0]}` did not end within {_ASK_SECONDS:.0f} s") from None
-    finally:
-        await process.kill()
-    return code, process.last_words
 
 
 def _from_wheel() -> Path | None:

@@ -24,7 +24,8 @@ import pytest
 import structlog
 from nats.js.api import StreamConfig
 
-from scaivaultd.gateways.nats_server import _LAUNCHER, NatsServerChild, Secret, find_server, server_version
+from scaivaultd.gateways.nats_process import LAUNCHER
+from scaivaultd.gateways.nats_server import NatsServerChild, Secret, find_server, server_version
 from scaivaultd.model.clock import SystemClock
 from scaivaultd.model.errors import StartupError
 
@@ -507,7 +508,7 @@ class TestDying:
         launcher = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
-            _LAUNCHER,
+            LAUNCHER,
             "1",
             "/bin/touch",
             str(tmp_path / "started"),
