@@ -39,6 +39,7 @@ from scaivaultd.services import setbacks
 from scaivaultd.services.documents import ACCOUNT_NAMES, ACCOUNTS, KEYS, Versioned, digest
 from scaivaultd.services.jobs import outcome_of
 from scaivaultd.services.setbacks import Memory
+from scaivaultd.services.waiting import sleep_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -305,7 +306,7 @@ class Accounts:
                 await self._wait_for_store(account_id, error)
                 continue
             if account.next_try_at is not None:
-                await self._clock.sleep((account.next_try_at - self._clock.now()).total_seconds())
+                await sleep_until(self._clock, account.next_try_at)
             return account.status == "pending"
 
     async def _try_to_register(self, current: Versioned[Account]) -> None:

@@ -30,6 +30,7 @@ from scaivaultd.services.documents import ACCOUNTS, IDEMPOTENCY, IDEMPOTENCY_SEC
 from scaivaultd.services.jobs import outcome_of
 from scaivaultd.services.presence import Presence, journalled
 from scaivaultd.services.pursuit import Parked, Pursuit, Superseded, Tools
+from scaivaultd.services.waiting import sleep_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -198,7 +199,7 @@ class Issuing:
                 await self._wait_for_store(order_id, error)
                 continue
             if order.next_try_at is not None:
-                await self._clock.sleep((order.next_try_at - self._clock.now()).total_seconds())
+                await sleep_until(self._clock, order.next_try_at)
             return order.status in UNFINISHED
 
     async def _wait_for_store(self, order_id: OrderId, error: StorageUnavailable) -> None:

@@ -11,11 +11,22 @@ from scaivaultd.model.errors import NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
+    from scaivaultd.model.clock import Clock
     from scaivaultd.services.documents import Shelf
     from scaivaultd.services.ports import Store
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+
+LOOK_AT_THE_CLOCK_SECONDS = 60.0
+
+
+async def sleep_until(clock: Clock, moment: datetime) -> None:
+    """Sleep until a moment of the wall clock, in steps: it may be set, and the machine may have slept too."""
+    while (left := (moment - clock.now()).total_seconds()) > 0:
+        await clock.sleep(min(left, LOOK_AT_THE_CLOCK_SECONDS))
 
 
 class Waiting:

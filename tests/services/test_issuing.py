@@ -26,6 +26,7 @@ from scaivaultd.model.errors import (
 from scaivaultd.model.ids import NodeId
 from scaivaultd.model.names import parse_identifiers
 from scaivaultd.services.documents import KEYS, NAME_POINTERS, ORDERS, name_pointer_id
+from scaivaultd.services.waiting import LOOK_AT_THE_CLOCK_SECONDS
 
 
 class TestFairWeather:
@@ -374,7 +375,7 @@ class TestParking:
         slept = world.clock.sleep
 
         async def sleep(seconds: float) -> None:
-            if seconds > 1000 and not other:
+            if seconds >= LOOK_AT_THE_CLOCK_SECONDS and not other:
                 # The place is free while it is parked: another order goes all its way.
                 world.ca.retry_after = None
                 other.append(None)
@@ -816,7 +817,7 @@ class TestRestart:
         slept = world.clock.sleep
 
         async def hang(seconds: float) -> None:
-            if seconds > 1000:
+            if seconds >= LOOK_AT_THE_CLOCK_SECONDS:
                 reached.set()
                 await asyncio.Event().wait()
             await slept(seconds)

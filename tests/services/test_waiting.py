@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from scaivaultd.model.ids import CertificateId
 from scaivaultd.model.resources import NamePointer
 from scaivaultd.model.storage import Delete
 from scaivaultd.services.documents import NAME_POINTERS
-from scaivaultd.services.waiting import Waiting
+from scaivaultd.services.waiting import Waiting, sleep_until
 
 FIRST = NamePointer(certificate_id=CertificateId("cert_1"), version=1)
 
@@ -103,3 +104,23 @@ async def test_a_document_that_vanishes_ends_the_wait(written: Any) -> None:
     with pytest.raises(NotFound):
         async with asyncio.timeout(5):
             await waiter
+
+
+async def test_a_clock_that_is_set_forward_ends_the_wait_soon(clock: Any) -> None:
+    """A pause of a day, begun by a clock that was a day behind: the correction is noticed within a minute."""
+    moment = clock.now() + timedelta(days=1)
+    waiting = asyncio.create_task(sleep_until(clock, moment))
+    async with asyncio.timeout(5):
+        while len(clock.slept) < 3:  # noqa: ASYNC110 - the fake clock moves by itself
+            await asyncio.sleep(0)
+        clock.advance(86_400)
+        before = len(clock.slept)
+        await waiting
+    assert len(clock.slept) <= before + 1
+    assert max(clock.slept) <= 60
+
+
+async def test_a_moment_that_has_passed_is_not_waited_for(clock: Any) -> None:
+    """What was due while the daemon was down is due now."""
+    await sleep_until(clock, clock.now() - timedelta(days=1))
+    assert clock.slept == []

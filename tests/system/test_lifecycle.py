@@ -692,3 +692,17 @@ async def test_local_clients_find_their_way_by_a_private_file(hanging_ca: Any, m
         assert client["password"] not in text
     assert await daemon.stop() == 0
     assert not path.exists()
+
+
+async def test_a_hangup_is_no_end(hanging_ca: Any, new_daemon: Any) -> None:
+    """A terminal that closes, or an administrator who expects a reload: the log says what to do, the daemon lives."""
+    daemon = new_daemon(hanging_ca)
+    await daemon.start()
+    os.kill(daemon.process.pid, signal.SIGHUP)
+
+    async def is_said() -> bool:
+        return '"daemon.no_reload"' in daemon.process.log
+
+    await until(is_said, "the log says that there is no reload")
+    await daemon.ask("sys.info")
+    assert await daemon.stop() == 0
