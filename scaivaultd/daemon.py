@@ -25,7 +25,7 @@ from scaivaultd.net.acme_http import CaPool, CaSettings
 from scaivaultd.net.guard import AddressGuard
 from scaivaultd.net.secrets import ReferencedSecrets
 from scaivaultd.plugin import SolverContext
-from scaivaultd.probes import probes
+from scaivaultd.probes import probes, shown_addresses
 from scaivaultd.services.accounts import Accounts
 from scaivaultd.services.certificates import Certificates
 from scaivaultd.services.issuing import Issuing
@@ -188,7 +188,7 @@ class Daemon:
         await issuing.resume()
         # Only now: whoever knocked since the sockets were bound waits in the backlog for an answer we have.
         await listener.start()
-        log.info("http01.listening", addresses=[f"{host}:{port}" for host, port in listener.addresses])
+        log.info("http01.listening", addresses=shown_addresses(listener))
         try:
             async with asyncio.TaskGroup() as rooms:
                 permanent = [rooms.create_task(self._serve(bus, gateway)), rooms.create_task(publisher.run())]

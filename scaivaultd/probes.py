@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 _HEARTBEAT = Put(key="meta/heartbeat", document=b"{}")
 
 
+def shown_addresses(listener: Http01Listener) -> list[str]:
+    """Where the listener really listens, as an administrator writes it."""
+    return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in listener.addresses]
+
+
 def probes(
     store: Store, bus: NatsBus, publisher: Publisher, listener: Http01Listener
 ) -> Sequence[Callable[[], Awaitable[ComponentHealth]]]:
@@ -43,7 +48,7 @@ def probes(
         return ComponentHealth(name="events", status="degraded", detail=publisher.blocked_by)
 
     async def of_listener() -> ComponentHealth:
-        addresses = ", ".join(f"{host}:{port}" for host, port in listener.addresses)
+        addresses = ", ".join(shown_addresses(listener))
         if not addresses:
             return ComponentHealth(name="http01", status="degraded", detail="[http01] listen is empty")
         return ComponentHealth(name="http01", status="ok", detail=addresses)
