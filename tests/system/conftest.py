@@ -124,6 +124,15 @@ class Daemon:
                 found.append((message.subject or "", message.headers or {}, json.loads(message.data or b"")))
         return found
 
+    async def events_of(self, kind: str, count: int) -> list[tuple[str, dict[str, str], Any]]:
+        """The events of one type, once there are at least `count`: they follow their commit a moment later."""
+        async with asyncio.timeout(30):
+            while True:
+                found = [event for event in await self.events() if event[1]["ce-type"] == kind]
+                if len(found) >= count:
+                    return found
+                await asyncio.sleep(0.05)
+
     async def stop(self, number: int = signal.SIGTERM) -> int:
         await self.disconnect()
         assert self.process is not None

@@ -922,6 +922,7 @@ async def test_an_account_deactivated_at_the_ca_stops_its_orders_at_once(make_ca
     assert (local.ca.requests - before).total() <= 4 * len(ended)
     assert (local.ca.requests - before)["newOrder"] <= 1
     await until(lambda: is_told(daemon, "account.deactivated", "account_id", account_id), "the event")
+    await daemon.events_of("order.failed", len(ended))
     kinds = Counter(headers["ce-type"] for _, headers, _ in await daemon.events())
     assert kinds["account.deactivated"] == 1
     assert kinds["order.failed"] == len(ended)
