@@ -7,7 +7,7 @@ store migration.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
 
@@ -28,7 +28,6 @@ KeyType = Literal["ec-p256", "ec-p384", "rsa-2048", "rsa-3072", "rsa-4096"]
 
 AccountStatus = Literal["pending", "valid", "invalid", "deactivated"]
 OrderStatus = Literal["pending", "ready", "processing", "valid", "invalid", "deactivated", "revoked", "expired"]
-ORDER_STATUSES: tuple[str, ...] = get_args(OrderStatus)
 UNFINISHED: tuple[OrderStatus, ...] = ("pending", "ready", "processing")
 """States in which an order still has a job."""
 
@@ -48,7 +47,6 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     limit: str | None = None
     retry_after: float | None = None
     retry_at: datetime | None = None
-    request_id: str | None = None
 
 
 class IdentifierTrouble(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -155,7 +153,6 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: Trouble | None = None
     certificate_id: CertificateId | None = None
     not_after: datetime | None = None
-    request_id: str | None = None
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -71,7 +71,7 @@ class AddressGuard:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or 443
         try:
-            results = await GuardedResolver(AddressGuard.everything()).resolve(host, port, socket.AF_UNSPEC)
+            results = await _in_time(_look_up, host, port, socket.AF_UNSPEC)
         except OSError:
             return
         except UnicodeError as error:
@@ -86,17 +86,6 @@ class AddressGuard:
                 f'can allow it with [acme] private_directories = ["{host}:{port}"]'
             )
             raise InvalidRequest(detail, [FieldError(pointer="/directory_url", code="private_address", detail=detail)])
-
-    @staticmethod
-    def everything() -> AddressGuard:
-        """A guard that lets every address through; for looking only."""
-        return _Open(())
-
-
-class _Open(AddressGuard):
-    def allows(self, host: str, port: int, address: str) -> bool:
-        """Yes."""
-        return True
 
 
 class GuardedResolver(AbstractResolver):
@@ -115,11 +104,7 @@ class GuardedResolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Look up `host`; raises OSError when nothing usable is found."""
-        try:
-            async with asyncio.timeout(RESOLVE_SECONDS):
-                found = await self._look_up(host, port, family)
-        except TimeoutError:
-            raise OSError(f"no nameserver answered for {host} within {RESOLVE_SECONDS:.0f} s") from None
+        found = await _in_time(self._look_up, host, port, family)
         allowed = [each for each in found if self._guard.allows(host, port, each["host"])]
         if found and not allowed:
             raise OSError(f"{host} resolves to {found[0]['host']}, a private address that is not listed")
@@ -127,6 +112,14 @@ class GuardedResolver(AbstractResolver):
 
     async def close(self) -> None:
         """Nothing to close."""
+
+
+async def _in_time(look_up: LookUp, host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+    try:
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            return await look_up(host, port, family)
+    except TimeoutError:
+        raise OSError(f"no nameserver answered for {host} within {RESOLVE_SECONDS:.0f} s") from None
 
 
 async def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:

@@ -116,7 +116,7 @@ class Issuing:
         for _ in range(2):
             if key is not None and (made := await self._made_before(key, asked)):
                 return made
-            order = await self._order(request, context)
+            order = await self._order(request)
             changes = [ORDERS.put(order)]
             if key is not None:
                 result = IdempotentResult(resource_id=order.id, request_digest=asked)
@@ -143,7 +143,7 @@ class Issuing:
             raise Conflict("this Idempotency-Key was used for another request within the last 24 hours")
         return OrderId(made.value.resource_id)
 
-    async def _order(self, request: m.Issue, context: RequestContext) -> Order:
+    async def _order(self, request: m.Issue) -> Order:
         account = (await self._tools.accounts.load(request.account_id)).value
         _require_usable(account)
         identifiers = parse_identifiers(request.domains, public_ca=account.provider != "custom")
@@ -162,7 +162,6 @@ class Issuing:
             status="pending",
             created_at=now,
             give_up_at=now + timedelta(seconds=self._patience_seconds),
-            request_id=context.request_id,
         )
 
     def _require_solver(self, challenge_type: str) -> None:
