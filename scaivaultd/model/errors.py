@@ -9,6 +9,9 @@
     +-- Standby                 the daemon is stopping, or not yet up
     +-- StorageUnavailable      the store cannot be written (disk full, I/O error)
     +-- SecretNotFound          a referenced secret is not there
+    +-- DnsError                DNS itself stands in the way: `reason` says how
+    +-- DnsProviderError        a DNS provider refused or failed
+    +-- DnsPropagationTimeout   a value did not reach all name servers; `verdicts` says which
     +-- ChallengeFailed         the CA looked and was not convinced
     +-- CaRefused               the CA said no (a problem document)
     |   |-- CaMisbehaved            it broke the protocol
@@ -27,12 +30,14 @@ never leaves the process.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from scaivaultd.model.dns import ServerVerdict
 
 
 class FieldError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -180,6 +185,63 @@ class ChallengeFailed(ScaivaultError):
     )
 
 
+DnsReason = Literal["cname_loop", "cname_too_long", "no_zone", "lame_delegation", "dnssec_bogus", "unreachable"]
+
+
+class DnsError(ScaivaultError):
+    """What DNS says about a name makes the challenge impossible; `reason` names it.
+
+    Only `unreachable` may pass by itself.
+    """
+
+    code: ClassVar[str] = "dns_error"
+    status: ClassVar[int] = 502
+    title: ClassVar[str] = "DNS stands in the way"
+    retryable: ClassVar[bool] = True
+    remedy: ClassVar[str] = (
+        "Read `detail`: it names the zone and what is wrong with it (no zone, a delegation to servers that do not "
+        "serve it, DNSSEC that does not validate, a CNAME loop). `pki.dns_providers.trace` shows the whole way."
+    )
+
+    def __init__(self, detail: str, reason: DnsReason) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class DnsProviderError(ScaivaultError):
+    """A DNS provider refused or failed, or none serves the zone."""
+
+    code: ClassVar[str] = "dns_provider_error"
+    status: ClassVar[int] = 502
+    title: ClassVar[str] = "The DNS provider refused or failed"
+    retryable: ClassVar[bool] = True
+    remedy: ClassVar[str] = (
+        "Read `detail`: it holds the provider's own words. Credentials and rights are checked by "
+        "`pki.dns_providers.test`; the provider's page in docs/providers names the least rights it needs."
+    )
+
+    def __init__(self, detail: str, *, is_final: bool = False, retry_after: float | None = None) -> None:
+        super().__init__(detail)
+        self.is_final = is_final
+        self.retry_after = retry_after
+
+
+class DnsPropagationTimeout(ScaivaultError):
+    """A TXT value was not visible everywhere in time; `verdicts` says where, and what those servers answer."""
+
+    code: ClassVar[str] = "dns_propagation_timeout"
+    status: ClassVar[int] = 504
+    title: ClassVar[str] = "A DNS value did not reach all name servers"
+    remedy: ClassVar[str] = (
+        "Look at `identifiers`: each name server that disagrees is listed with its answer. A secondary that lags needs "
+        "NOTIFY or time (`propagation_timeout`); one that can never be asked from here needs another `propagation`."
+    )
+
+    def __init__(self, detail: str, verdicts: Sequence[ServerVerdict]) -> None:
+        super().__init__(detail)
+        self.verdicts = tuple(verdicts)
+
+
 class CaRefused(ScaivaultError):
     """The CA refused with a problem document, or answered something no CA may answer."""
 
@@ -295,6 +357,9 @@ WIRE_ERRORS: tuple[type[ScaivaultError], ...] = (
     Standby,
     StorageUnavailable,
     SecretNotFound,
+    DnsError,
+    DnsProviderError,
+    DnsPropagationTimeout,
     ChallengeFailed,
     CaRefused,
     CaUnavailable,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -13,13 +13,16 @@ class ChallengeResponse(msgspec.Struct, frozen=True, kw_only=True):
     """What has to be in place before the CA is told to look.
 
     `identifier` is the authorized name (without `*.`) or address, `token` and `key_authorization`
-    are those of RFC 8555 section 8.1.
+    are those of RFC 8555 section 8.1. `order_id` tells whose it is. `dns_provider` is the provider
+    that the request named, for solvers that write DNS records.
     """
 
     identifier: str
     type: str
     token: str
     key_authorization: str
+    order_id: str = ""
+    dns_provider: str | None = None
 
     def __repr__(self) -> str:
         return f"ChallengeResponse(identifier={self.identifier!r}, type={self.type!r})"
@@ -32,12 +35,37 @@ class ChallengeSolver(Protocol):
         """Make the response visible to the CA; returns when it is.
 
         Called again with the same response after a restart. Calls for different responses overlap.
+        The host sets a deadline (`SolverKind.present_seconds`) and may cancel at any await; `clean_up` follows.
+
+        Raises:
+            SolverError: it cannot be put in place; the text reaches the order's error.
         """
         ...
 
     async def clean_up(self, response: ChallengeResponse) -> None:
         """Take away exactly what `present` put in place; what is not there is no error."""
         ...
+
+
+@runtime_checkable
+class ClaimingSolver(Protocol):
+    """A solver that can hold some things for one order at a time only."""
+
+    async def claims(self, response: ChallengeResponse) -> Collection[str]:
+        """What `response` needs for itself alone, as keys of the solver's choice.
+
+        The host lets one order at a time have a key, from before `present` until after `clean_up`.
+        """
+        ...
+
+
+class SolverError(Exception):
+    """A response cannot be put in place. `retryable`: it may work in a moment."""
+
+    def __init__(self, detail: str, *, retryable: bool = False) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retryable = retryable
 
 
 class Http01Responses(Protocol):
@@ -52,18 +80,51 @@ class Http01Responses(Protocol):
         ...
 
 
+class TlsAlpn01Responses(Protocol):
+    """The daemon's own tls-alpn-01 listener as a solver sees it (RFC 8737, RFC 8738)."""
+
+    def put(self, identifier: str, key_authorization: str) -> None:
+        """Show the challenge certificate for a name or address from now on, in place of any other for it."""
+        ...
+
+    def remove(self, identifier: str) -> None:
+        """Show it no more; an unknown identifier is no error."""
+        ...
+
+
+class Dns01Records(Protocol):
+    """The daemon's own way to DNS (RFC 8555 section 8.4): CNAMEs, providers, journal, propagation, clean-up."""
+
+    async def put(self, response: ChallengeResponse, value: str) -> None:
+        """Write `value` to the TXT set of the response's name, and return when the name servers show it."""
+        ...
+
+    async def remove(self, response: ChallengeResponse, value: str) -> None:
+        """Give the value up; it goes when nobody else uses it."""
+        ...
+
+    async def claims(self, response: ChallengeResponse) -> Collection[str]:
+        """See `ClaimingSolver`: names whose provider holds few values at once."""
+        ...
+
+
 class SolverContext(msgspec.Struct, frozen=True, kw_only=True):
     """What the host lends a solver."""
 
     http01: Http01Responses
+    tlsalpn01: TlsAlpn01Responses
+    dns01: Dns01Records
 
 
 class SolverKind(msgspec.Struct, frozen=True, kw_only=True):
     """What a plugin registers: which challenge type it solves and how to open the solver.
 
-    `open` is called once at start; the context manager it returns is left when the daemon stops.
+    `name` is what a request's `solver` names; the daemon's own have the name of their type, and are
+    used when none is named. `open` is called once at start; the context manager it returns is left when
+    the daemon stops. `present_seconds` is how long `present` may take.
     """
 
     name: str
     challenge_type: str
     open: Callable[[SolverContext], AbstractAsyncContextManager[ChallengeSolver]]
+    present_seconds: float = 300.0

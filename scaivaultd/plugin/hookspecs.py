@@ -10,9 +10,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scaivaultd.plugin.challenge import SolverKind
+    from scaivaultd.plugin.dns import DnsProviderKind
+    from scaivaultd.plugin.secrets import SecretBackendKind
 
-PLUGIN_API = "1.0"
-"""Version of this contract: a plugin for another major version, or a later minor one, is refused."""
+PLUGIN_API = "1.1"
+"""Version of this contract: a plugin for another major version, or a later minor one, is refused.
+
+1.0: challenge solvers. 1.1: DNS providers, secret backends, `solver` names, claims.
+"""
 
 ENTRY_POINT_GROUP = "scaivaultd"
 
@@ -22,5 +27,17 @@ hookimpl = pluggy.HookimplMarker("scaivaultd")
 
 @hookspec
 def scaivaultd_challenge_solvers() -> Iterable[SolverKind]:
-    """The challenge solvers of this plugin. Two solvers for one challenge type refuse the later plugin."""
+    """The challenge solvers of this plugin. A name that is taken for its challenge type refuses the plugin."""
+    return ()
+
+
+@hookspec
+def scaivaultd_dns_providers() -> Iterable[DnsProviderKind]:
+    """The kinds of DNS providers of this plugin. A name that is taken refuses the plugin."""
+    return ()
+
+
+@hookspec
+def scaivaultd_secret_backends() -> Iterable[SecretBackendKind]:
+    """The secret backends of this plugin. A scheme that is taken refuses the plugin."""
     return ()

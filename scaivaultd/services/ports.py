@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from scaivaultd.acme.signing import AccountKey
     from scaivaultd.acme.wire import Directory
+    from scaivaultd.model.dns import CaaSet, Delegation, Route, ServerVerdict
     from scaivaultd.model.names import Identifier
     from scaivaultd.model.storage import Change, Changed, OutboxEvent, Page, Stored
 
@@ -186,13 +187,43 @@ class Cas(Protocol):
         ...
 
 
-class Secrets(Protocol):
-    """Reads secrets by reference at the moment of use."""
+class SecretSource(Protocol):
+    """Reads secrets that are kept outside the store: `cred:`, `file:`, `env:`."""
 
-    def check(self, reference: str) -> None:
-        """Refuse a reference that is malformed or not allowed; raises InvalidRequest."""
+    def check(self, reference: str, pointer: str) -> None:
+        """Refuse a reference that is malformed or not allowed; raises InvalidRequest naming `pointer`."""
         ...
 
     async def read(self, reference: str) -> str:
         """The secret's text; raises SecretNotFound naming the reference only."""
+        ...
+
+
+class NameServers(Protocol):
+    """DNS as it is served: asked at the authoritative servers, because caches remember what was not there yet."""
+
+    async def route(self, name: str, *, follow_cname: bool = True) -> Route:
+        """Follow the CNAMEs of `name` to where its TXT records have to be, and find the zone there.
+
+        Raises:
+            DnsError: a loop, too many hops, no zone, a lame or bogus one, or nobody to ask.
+        """
+        ...
+
+    async def look(self, delegation: Delegation, name: str, values: Collection[str]) -> Sequence[ServerVerdict]:
+        """Ask every address of every server once for the TXT values of `name`; at most about 10 s."""
+        ...
+
+    async def look_at_resolvers(
+        self, resolvers: Sequence[str], name: str, values: Collection[str]
+    ) -> Sequence[ServerVerdict]:
+        """The same at recursive servers (`address` or `address:port`)."""
+        ...
+
+    async def caa(self, name: str) -> CaaSet:
+        """The relevant CAA record set (RFC 8659 section 3); raises DnsError."""
+        ...
+
+    async def bogus(self, zone: str) -> str | None:
+        """Why a validating resolver refuses `zone` (DNSSEC), or None when none of ours does."""
         ...

@@ -1,0 +1,1 @@
+"""Servers that behave like the providers' at the socket, and judge every request they get."""
