@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaivaultd import __version__, plugin_manager, state
+from scaivaultd import __version__, opening, plugin_manager, state
 from scaivaultd.api import commands
 from scaivaultd.api import messages as m
 from scaivaultd.api.dispatch import Dispatcher
@@ -17,21 +17,26 @@ from scaivaultd.gateways.nats_credentials import CredentialsFile
 from scaivaultd.gateways.nats_process import SYSTEM_PATH
 from scaivaultd.gateways.nats_server import NatsServerChild, find_server
 from scaivaultd.gateways.publisher import Publisher
-from scaivaultd.listeners.http01 import Http01Listener
-from scaivaultd.listeners.sockets import bind_all
 from scaivaultd.model.clock import SystemClock, SystemRandomness
 from scaivaultd.model.ids import IdMaker
 from scaivaultd.net.acme_http import CaPool, CaSettings
+from scaivaultd.net.authoritative import AuthoritativeDns
 from scaivaultd.net.guard import AddressGuard
 from scaivaultd.net.secrets import ReferencedSecrets
-from scaivaultd.plugin import SolverContext
+from scaivaultd.plugin import PluginContext, SolverContext
 from scaivaultd.probes import probes, shown_addresses
 from scaivaultd.services.accounts import Accounts
 from scaivaultd.services.certificates import Certificates
+from scaivaultd.services.dns_checks import DnsChecks
+from scaivaultd.services.dns_providers import DnsProviders
 from scaivaultd.services.issuing import Issuing
 from scaivaultd.services.jobs import Jobs
+from scaivaultd.services.provider_pool import ProviderPool
 from scaivaultd.services.pursuit import Tools
+from scaivaultd.services.secrets import LentSecrets, Secrets
+from scaivaultd.services.solvers import Solvers
 from scaivaultd.services.system import System
+from scaivaultd.services.txt_records import TxtRecords
 from scaivaultd.services.waiting import Waiting
 from scaivaultd.store.sqlite import SqliteStore
 
@@ -42,7 +47,7 @@ if TYPE_CHECKING:
 
     from scaivaultd.api.commands import Binding
     from scaivaultd.model.clock import Clock, Randomness
-    from scaivaultd.plugin import ChallengeSolver
+    from scaivaultd.plugin import SecretBackend
     from scaivaultd.plugin_manager import Plugins
     from scaivaultd.services.ports import Store
     from scaivaultd.settings import Settings
@@ -50,7 +55,10 @@ if TYPE_CHECKING:
 # Stopping takes less than ten seconds in all, whatever hangs.
 REQUESTS_GRACE_SECONDS = 3.0
 JOBS_GRACE_SECONDS = 3.5
+WRITES_GRACE_SECONDS = 1.0
 BUS_CLOSE_SECONDS = 1.0
+
+USER_AGENT = f"scaivaultd/{__version__}"
 
 
 class Daemon:
@@ -110,12 +118,69 @@ class Daemon:
             log=log,
         )
         node_id = await state.node_id(store, self._ids)
-        listener = await self._open_listener(stack)
+        listeners = opening.bind_listeners(settings, stack, clock=self._clock, log=log)
         plugins = plugin_manager.load(log)
-        solvers = await self._open_solvers(plugins, listener, stack)
+        backends: dict[str, SecretBackend] = {}
+        secrets = Secrets(
+            store=store,
+            sealer=sealer,
+            outside=ReferencedSecrets(
+                settings.secrets.allow,
+                master_key=settings.secrets.master_key or state.own_key_source(settings.state_dir),
+                environment=self._environment,
+                credentials_directory=credentials_directory,
+            ),
+            backends=backends,
+            clock=self._clock,
+            log=log,
+        )
+        lent = PluginContext(
+            secrets=LentSecrets(secrets),
+            clock=self._clock,
+            fraction=self._randomness.fraction,
+            log=log,
+            user_agent=USER_AGENT,
+        )
+        backends.update(
+            await opening.open_secret_backends(plugins.secret_backends, settings.secrets.backends, lent, stack, log)
+        )
+        pool = ProviderPool(plugins.dns_providers, lent, log)
+        stack.push_async_callback(pool.close)
+        providers = DnsProviders(
+            store=store,
+            pool=pool,
+            secrets=secrets,
+            from_file=opening.providers_of(settings.dns_provider, self._started_at),
+            ids=self._ids,
+            clock=self._clock,
+            log=log,
+        )
+        secrets.referrers = providers.referrers
+        providers.report_unusable()
+        name_servers = AuthoritativeDns(
+            settings.dns.resolvers,
+            authoritative_port=settings.dns.authoritative_port,
+            clock=self._clock,
+            log=log,
+        )
+        removals = Jobs(log)
+        records = TxtRecords(
+            store=store,
+            providers=providers,
+            name_servers=name_servers,
+            jobs=removals,
+            clock=self._clock,
+            log=log,
+        )
+        solvers = await opening.open_solvers(
+            plugins.solvers,
+            SolverContext(http01=listeners.http01, tlsalpn01=listeners.tlsalpn01, dns01=records),
+            stack,
+            log,
+        )
         cas = CaPool(
             CaSettings(
-                user_agent=f"scaivaultd/{__version__}",
+                user_agent=USER_AGENT,
                 trust_files=settings.acme.trust_files,
             ),
             guard=AddressGuard(settings.acme.private_directories),
@@ -130,12 +195,7 @@ class Daemon:
             store=store,
             sealer=sealer,
             cas=cas,
-            secrets=ReferencedSecrets(
-                settings.secrets.allow,
-                master_key=settings.secrets.master_key or state.own_key_source(settings.state_dir),
-                environment=self._environment,
-                credentials_directory=credentials_directory,
-            ),
+            secrets=secrets,
             jobs=jobs,
             waiting=waiting,
             ids=self._ids,
@@ -149,6 +209,7 @@ class Daemon:
             sealer=sealer,
             accounts=accounts,
             solvers=solvers,
+            records=records,
             ids=self._ids,
             clock=self._clock,
             randomness=self._randomness,
@@ -159,6 +220,7 @@ class Daemon:
             tools,
             jobs,
             waiting,
+            providers=providers,
             orders_per_ca=settings.acme.orders_per_ca,
             patience_seconds=settings.acme.order_timeout_seconds,
         )
@@ -172,13 +234,23 @@ class Daemon:
             log=log,
         )
         system = System(
-            probes(store, bus, publisher, listener),
+            probes(store, bus, publisher, listeners),
             lambda: self._info(node_id, plugins, solvers, jobs),
         )
         certificates = Certificates(store=store, sealer=sealer, log=log)
+        checks = DnsChecks(
+            providers=providers,
+            records=records,
+            name_servers=name_servers,
+            clock=self._clock,
+            randomness=self._randomness,
+            log=log,
+        )
         gateway = NatsGateway(
             bus,
-            Dispatcher(_bind(accounts, issuing, certificates, system), ids=self._ids, log=log),
+            Dispatcher(
+                _bind(accounts, issuing, certificates, providers, checks, secrets, system), ids=self._ids, log=log
+            ),
             root=settings.nats.subject_root,
             version=__version__,
             clock=self._clock,
@@ -186,9 +258,12 @@ class Daemon:
         )
         await accounts.resume()
         await issuing.resume()
+        await records.sweep()
         # Only now: whoever knocked since the sockets were bound waits in the backlog for an answer we have.
-        await listener.start()
-        log.info("http01.listening", addresses=shown_addresses(listener))
+        await listeners.http01.start()
+        log.info("http01.listening", addresses=shown_addresses(listeners.http01))
+        await listeners.tlsalpn01.start()
+        log.info("tlsalpn01.listening", addresses=shown_addresses(listeners.tlsalpn01))
         try:
             async with asyncio.TaskGroup() as rooms:
                 permanent = [rooms.create_task(self._serve(bus, gateway)), rooms.create_task(publisher.run())]
@@ -197,10 +272,14 @@ class Daemon:
                 waiting.end()
                 await gateway.close(REQUESTS_GRACE_SECONDS)
                 await jobs.close(JOBS_GRACE_SECONDS)
+                await removals.close(0)
+                await records.close(WRITES_GRACE_SECONDS)
                 for task in permanent:
                     task.cancel()
         finally:
             await jobs.close(JOBS_GRACE_SECONDS)
+            await removals.close(0)
+            await records.close(WRITES_GRACE_SECONDS)
 
     async def _serve(self, bus: NatsBus, gateway: NatsGateway) -> None:
         if self._settings.nats.servers:
@@ -212,25 +291,6 @@ class Daemon:
         if not self.ready.is_set():
             self._log.info("daemon.ready", nats="embedded", version=__version__)
             self.ready.set()
-
-    async def _open_listener(self, stack: AsyncExitStack) -> Http01Listener:
-        bound = bind_all(self._settings.http01.listen)
-        for entry in bound.skipped:
-            self._log.warning("http01.address_skipped", listen=entry.entry, reason=entry.reason)
-        listener = Http01Listener(bound.sockets, clock=self._clock, log=self._log)
-        stack.push_async_callback(listener.close)
-        return listener
-
-    async def _open_solvers(
-        self, plugins: Plugins, listener: Http01Listener, stack: AsyncExitStack
-    ) -> dict[str, ChallengeSolver]:
-        solvers: dict[str, ChallengeSolver] = {}
-        for challenge_type, kind in plugins.solvers.items():
-            try:
-                solvers[challenge_type] = await stack.enter_async_context(kind.open(SolverContext(http01=listener)))
-            except Exception:  # noqa: BLE001 - a stranger's solver that does not open must not keep the daemon down
-                self._log.exception("plugin.solver_not_opened", solver=kind.name)
-        return solvers
 
     async def _open_bus(self, stack: AsyncExitStack) -> NatsBus:
         nats = self._settings.nats
@@ -255,15 +315,22 @@ class Daemon:
         stack.push_async_callback(bus.close, BUS_CLOSE_SECONDS)
         return bus
 
-    def _info(self, node: str, plugins: Plugins, solvers: Mapping[str, ChallengeSolver], jobs: Jobs) -> m.InfoReply:
+    def _info(self, node: str, plugins: Plugins, solvers: Solvers, jobs: Jobs) -> m.InfoReply:
         return m.InfoReply(
             version=__version__,
             node_id=node,
             started_at=self._started_at,
-            challenge_types=sorted(solvers),
+            challenge_types=solvers.challenge_types,
+            solvers=solvers.names,
+            dns_provider_types=sorted(plugins.dns_providers),
             plugins=[
                 m.PluginReply(
-                    name=each.name, distribution=each.distribution, version=each.version, refused=each.refused
+                    name=each.name,
+                    distribution=each.distribution,
+                    version=each.version,
+                    api=each.api,
+                    brings=each.brought.names,
+                    refused=each.refused,
                 )
                 for each in plugins.found
             ],
@@ -271,7 +338,15 @@ class Daemon:
         )
 
 
-def _bind(accounts: Accounts, issuing: Issuing, certificates: Certificates, system: System) -> Sequence[Binding]:
+def _bind(
+    accounts: Accounts,
+    issuing: Issuing,
+    certificates: Certificates,
+    providers: DnsProviders,
+    checks: DnsChecks,
+    secrets: Secrets,
+    system: System,
+) -> Sequence[Binding]:
     return [
         commands.CREATE_ACCOUNT.bind(accounts.create),
         commands.LIST_ACCOUNTS.bind(accounts.list),
@@ -283,6 +358,16 @@ def _bind(accounts: Accounts, issuing: Issuing, certificates: Certificates, syst
         commands.GET_CERTIFICATE.bind(certificates.get),
         commands.GET_PEM.bind(certificates.pem),
         commands.GET_KEY.bind(certificates.key),
+        commands.CREATE_DNS_PROVIDER.bind(providers.create),
+        commands.LIST_DNS_PROVIDERS.bind(providers.list),
+        commands.GET_DNS_PROVIDER.bind(providers.get),
+        commands.UPDATE_DNS_PROVIDER.bind(providers.update),
+        commands.DELETE_DNS_PROVIDER.bind(providers.delete),
+        commands.TEST_DNS_PROVIDER.bind(checks.test),
+        commands.TRACE_DNS.bind(checks.trace),
+        commands.PUT_SECRET.bind(secrets.put),
+        commands.LIST_SECRETS.bind(secrets.list),
+        commands.DELETE_SECRET.bind(secrets.delete),
         commands.HEALTH.bind(system.health),
         commands.INFO.bind(system.info),
     ]

@@ -17,7 +17,7 @@ from scaivaultd.plugin import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-SCAIVAULTD_PLUGIN_API = "1.0"
+SCAIVAULTD_PLUGIN_API = "1.1"
 
 
 class Http01Solver:

@@ -168,6 +168,124 @@ GET_KEY = Command(
     summary="Fetch a certificate's private key.",
     example=_CERTIFICATE,
 )
+_PROVIDER = {"id": "dns-prod"}
+CREATE_DNS_PROVIDER = Command(
+    name="pki.dns_providers.create",
+    method="POST",
+    path="/v1/pki/dns-providers",
+    request=m.CreateDnsProvider,
+    reply=m.DnsProviderReply,
+    status=201,
+    permission="dns_provider.create",
+    errors=(e.Conflict, e.SecretNotFound),
+    summary="Configure a DNS provider for dns-01.",
+    example={
+        "name": "dns-prod",
+        "type": "aws_route53",
+        "zones": ["example.org"],
+        "config": {
+            "access_key_id_path": "infra/aws/route53/access-key-id",
+            "secret_access_key_path": "infra/aws/route53/secret-access-key",
+            "hosted_zone_id": "Z2ABCDEF123456",
+        },
+    },
+)
+LIST_DNS_PROVIDERS = Command(
+    name="pki.dns_providers.list",
+    method="GET",
+    path="/v1/pki/dns-providers",
+    request=m.ListDnsProviders,
+    reply=m.DnsProviderList,
+    permission="dns_provider.read",
+    summary="List DNS providers.",
+    example={"limit": 20},
+)
+GET_DNS_PROVIDER = Command(
+    name="pki.dns_providers.get",
+    method="GET",
+    path="/v1/pki/dns-providers/{id}",
+    request=m.DnsProviderById,
+    reply=m.DnsProviderReply,
+    permission="dns_provider.read",
+    errors=(e.NotFound,),
+    summary="Show one DNS provider.",
+    example=_PROVIDER,
+)
+UPDATE_DNS_PROVIDER = Command(
+    name="pki.dns_providers.update",
+    method="PATCH",
+    path="/v1/pki/dns-providers/{id}",
+    request=m.UpdateDnsProvider,
+    reply=m.DnsProviderReply,
+    permission="dns_provider.update",
+    errors=(e.NotFound, e.Conflict, e.SecretNotFound),
+    summary="Change a DNS provider.",
+    example={**_PROVIDER, "zones": ["example.org", "example.net"]},
+)
+DELETE_DNS_PROVIDER = Command(
+    name="pki.dns_providers.delete",
+    method="DELETE",
+    path="/v1/pki/dns-providers/{id}",
+    request=m.DnsProviderById,
+    reply=m.Deleted,
+    permission="dns_provider.delete",
+    errors=(e.NotFound, e.Conflict),
+    summary="Delete a DNS provider that nothing needs any more.",
+    example=_PROVIDER,
+)
+TEST_DNS_PROVIDER = Command(
+    name="pki.dns_providers.test",
+    method="POST",
+    path="/v1/pki/dns-providers/{id}/test",
+    request=m.TestDnsProvider,
+    reply=m.TestReply,
+    permission="dns_provider.test",
+    errors=(e.NotFound, e.RateLimited),
+    summary="Write a random TXT value, watch it appear on all authoritative servers, and remove it.",
+    example={**_PROVIDER, "domain": "www.example.org"},
+)
+TRACE_DNS = Command(
+    name="pki.dns_providers.trace",
+    method="GET",
+    path="/v1/pki/dns-trace/{name}",
+    request=m.Trace,
+    reply=m.TraceReply,
+    permission="dns_provider.read",
+    errors=(e.NotFound,),
+    summary="Show where a name's dns-01 challenge would go: CNAMEs, zone, provider, name servers, CAA. Writes nothing.",
+    example={"name": "*.example.org"},
+)
+PUT_SECRET = Command(
+    name="secrets.put",
+    method="PUT",
+    path="/v1/secrets/{path}",
+    request=m.PutSecret,
+    reply=m.SecretReply,
+    permission="secret.write",
+    summary="Store a secret, sealed; it can be used by reference and never be read back.",
+    example={"path": "infra/aws/route53/access-key-id", "value": "..."},
+)
+LIST_SECRETS = Command(
+    name="secrets.list",
+    method="GET",
+    path="/v1/secrets",
+    request=m.ListSecrets,
+    reply=m.SecretList,
+    permission="secret.list",
+    summary="List secrets: paths and versions, never values.",
+    example={"prefix": "infra/"},
+)
+DELETE_SECRET = Command(
+    name="secrets.delete",
+    method="DELETE",
+    path="/v1/secrets/{path}",
+    request=m.SecretByPath,
+    reply=m.SecretDeleted,
+    permission="secret.delete",
+    errors=(e.NotFound,),
+    summary="Delete a secret.",
+    example={"path": "infra/aws/route53/access-key-id"},
+)
 HEALTH = Command(
     name="sys.health",
     method="GET",
@@ -198,6 +316,16 @@ COMMANDS: tuple[Command[Any, Any], ...] = (
     GET_CERTIFICATE,
     GET_PEM,
     GET_KEY,
+    CREATE_DNS_PROVIDER,
+    LIST_DNS_PROVIDERS,
+    GET_DNS_PROVIDER,
+    UPDATE_DNS_PROVIDER,
+    DELETE_DNS_PROVIDER,
+    TEST_DNS_PROVIDER,
+    TRACE_DNS,
+    PUT_SECRET,
+    LIST_SECRETS,
+    DELETE_SECRET,
     HEALTH,
     INFO,
 )

@@ -103,7 +103,7 @@ def decode(body: bytes, request: type[m.Request]) -> m.Request:
     try:
         return msgspec.json.decode(body or b"{}", type=request)
     except msgspec.ValidationError as error:
-        field = _field_error(str(error), request)
+        field = field_error(str(error), request)
         raise e.InvalidRequest(field.detail, [field]) from error
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         # No `from error`: nothing of a body that may hold secrets goes into a traceback.
@@ -151,13 +151,14 @@ def _idempotency_key(incoming: Incoming) -> str | None:
     return key
 
 
-def _field_error(message: str, request: type[m.Request]) -> e.FieldError:
+def field_error(message: str, request: type[msgspec.Struct], prefix: str = "") -> e.FieldError:
+    """A message of msgspec as one about a member; `prefix` is the pointer of the Struct within the request."""
     place = _PLACE.search(message)
-    pointer = re.sub(r"\[(\d+)\]", r"/\1", place[1].replace(".", "/")) if place else ""
+    pointer = prefix + (re.sub(r"\[(\d+)\]", r"/\1", place[1].replace(".", "/")) if place else "")
     text = message[: place.start()] if place else message
     if unknown := _UNKNOWN_FIELD.match(text):
         known = [field.name for field in msgspec.structs.fields(request)]
-        near = difflib.get_close_matches(unknown[1], known, n=1) if not pointer else []
+        near = difflib.get_close_matches(unknown[1], known, n=1) if pointer == prefix else []
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         return e.FieldError(
             pointer=f"{pointer}/{_escaped(unknown[1])}",

@@ -6,11 +6,12 @@ Requests forbid unknown fields; replies may gain members, never lose or rename o
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
 
+from scaivaultd.model.dns import CaaSet, NameServer, PropagationReport, ServerVerdict, Visibility
 from scaivaultd.model.errors import FieldError, Problem
 from scaivaultd.model.resources import (
     AccountStatus,
@@ -46,7 +47,10 @@ class EabRequest(Request, frozen=True):
     key_id: Annotated[str, Meta(min_length=1, max_length=500, description="The key identifier the CA issued.")]
     hmac_key_path: Annotated[
         str | None,
-        Meta(description="Reference to the MAC key: `cred:NAME`, `file:PATH` or `env:NAME`, where allowed."),
+        Meta(
+            description="Reference to the MAC key: a path of the built-in secret store, or `cred:NAME`, `file:PATH`, "
+            "`env:NAME` where allowed."
+        ),
     ] = None
     hmac_key: Annotated[
         str | None,
@@ -123,6 +127,28 @@ class AccountList(msgspec.Struct, frozen=True, kw_only=True):
     next_cursor: str | None
 
 
+class PropagationRequest(Request, frozen=True):
+    """When a TXT value counts as visible; absent members are as the provider's settings say."""
+
+    visibility: Annotated[
+        Visibility | None,
+        Meta(
+            description="On `all` authoritative servers, a `quorum` (more than half) of them, the given `resolvers`, "
+            "after a fixed `delay`, or at once (`skip`)."
+        ),
+    ] = None
+    timeout: Annotated[float, Meta(ge=1, le=86400, description="Seconds until the order fails.")] | None = None
+    interval: Annotated[float, Meta(ge=0.1, le=600, description="The longest pause between looks.")] | None = None
+    resolvers: Annotated[
+        list[Annotated[str, Meta(max_length=100)]] | None,
+        Meta(description="For `resolvers`: whom to ask, as address or address:port."),
+    ] = None
+    delay: Annotated[float, Meta(ge=0, le=86400, description="For `delay`: seconds.")] | None = None
+    on_failure: Annotated[Literal["fail", "continue"] | None, Meta(description="What follows when time runs out.")] = (
+        None
+    )
+
+
 class Issue(Request, frozen=True):
     """Ask for a certificate. The reply is the order; poll it, or wait for `certificate.issued`."""
 
@@ -134,6 +160,28 @@ class Issue(Request, frozen=True):
     challenge_type: Annotated[ChallengeType, Meta(description="How to prove the names.")]
     auto_renew: Annotated[bool, Meta(description="Keep it renewed.")] = True
     key_type: Annotated[KeyType, Meta(description="Kind of the certificate's private key.")] = "ec-p256"
+    dns_provider: (
+        Annotated[
+            str,
+            Meta(
+                max_length=100,
+                description="For dns-01: id or name of the DNS provider to use. Absent: the one whose zones contain "
+                "the name.",
+            ),
+        ]
+        | None
+    ) = None
+    propagation: Annotated[
+        PropagationRequest | None,
+        Meta(description="For dns-01: when a value counts as visible, in place of the provider's settings."),
+    ] = None
+    solver: (
+        Annotated[
+            str,
+            Meta(max_length=100, description="Which installed solver of the challenge type. Absent: the daemon's own."),
+        ]
+        | None
+    ) = None
     wait_seconds: WaitSeconds = 2.0
 
 
@@ -181,6 +229,12 @@ class OrderReply(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: Annotated[
         datetime | None, Meta(description="Until when the CA keeps the order; not the certificate.")
     ] = None
+    solver: str | None = None
+    dns_provider: Annotated[str | None, Meta(description="The DNS provider that was asked for.")] = None
+    dns_records: Annotated[
+        tuple[PropagationReport, ...],
+        Meta(description="For dns-01: each record name, how far its values have come, and each server's verdict."),
+    ] = ()
     attempt: Annotated[int, Meta(description="How many setbacks it has had.")] = 0
     next_try_at: Annotated[datetime | None, Meta(description="When it goes on after a setback.")] = None
     error: Annotated[Trouble | None, Meta(description="The last setback, or why it is invalid.")] = None
@@ -232,6 +286,220 @@ class CertificateList(msgspec.Struct, frozen=True, kw_only=True):
 
     items: list[CertificateReply]
     next_cursor: str | None
+
+
+ProviderName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=100,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="A name of letters, digits, `.`, `_`, `-`; unique.",
+    ),
+]
+ZoneNames = Annotated[
+    list[Annotated[str, Meta(min_length=1, max_length=253)]],
+    Meta(max_length=1000, description="Zones that this provider serves. Empty: the provider is asked which it has."),
+]
+
+
+class CreateDnsProvider(Request, frozen=True):
+    """Configure a DNS provider. Secrets are named by reference, never given."""
+
+    name: ProviderName
+    type: Annotated[str, Meta(max_length=100, description="Kind of provider, such as `rfc2136` or `aws_route53`.")]
+    zones: ZoneNames = []
+    config: Annotated[
+        dict[str, Any],
+        Meta(description="Settings of its kind; see docs/providers. Members ending in `_path` name secrets."),
+    ] = {}
+
+
+class DnsProviderById(Request, frozen=True):
+    """Name one DNS provider."""
+
+    id: Annotated[str, Meta(max_length=100, description="The provider's id, `dnsp_...`, or its name.")]
+
+
+class UpdateDnsProvider(DnsProviderById, frozen=True):
+    """Change a DNS provider; absent members stay. `config` is replaced as a whole."""
+
+    name: ProviderName | None = None
+    zones: ZoneNames | None = None
+    config: Annotated[dict[str, Any] | None, Meta(description="All settings of its kind.")] = None
+
+
+class ListDnsProviders(Request, frozen=True):
+    """Page through DNS providers, oldest first; those of the configuration file come first."""
+
+    limit: Limit = 100
+    cursor: Cursor | None = None
+
+
+class DnsProviderReply(msgspec.Struct, frozen=True, kw_only=True):
+    """A configured DNS provider."""
+
+    id: Annotated[str, Meta(description="`dnsp_...`")]
+    name: str
+    type: str
+    zones: list[str]
+    config: Annotated[dict[str, Any], Meta(description="As it was given: references, no secrets.")]
+    origin: Annotated[Literal["api", "file"], Meta(description="`file`: it stands in the configuration file.")]
+    status: Annotated[
+        Literal["ready", "unusable"],
+        Meta(description="`unusable`: its kind is not installed or its config does not fit."),
+    ]
+    detail: Annotated[str, Meta(description="Why it is unusable, or what it last failed with.")] = ""
+    created_at: datetime
+    updated_at: datetime
+
+
+class DnsProviderList(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of DNS providers."""
+
+    items: list[DnsProviderReply]
+    next_cursor: str | None
+
+
+class Deleted(msgspec.Struct, frozen=True, kw_only=True):
+    """What was deleted."""
+
+    id: str
+    deleted: bool = True
+
+
+class TestDnsProvider(DnsProviderById, frozen=True):
+    """Write a random TXT value, watch it appear on all authoritative servers, remove it."""
+
+    __test__: ClassVar[bool] = False  # its name is no test's
+
+    domain: (
+        Annotated[
+            str,
+            Meta(
+                max_length=253,
+                description="For which name: the value is written where its dns-01 challenge would be. Absent: the "
+                "provider's first zone.",
+            ),
+        ]
+        | None
+    ) = None
+    timeout_seconds: Annotated[float, Meta(ge=1, le=300, description="How long to wait for the value to appear.")] = (
+        60.0
+    )
+
+
+StepStatus = Literal["ok", "failed", "skipped", "warning"]
+
+
+class TestStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a test, and how long it took."""
+
+    __test__: ClassVar[bool] = False
+
+    name: Annotated[
+        str, Meta(description="`open`, `check`, `route`, `zone`, `write`, `live`, `visible`, `remove`, `gone`.")
+    ]
+    status: StepStatus
+    seconds: float
+    detail: str
+    verdicts: tuple[ServerVerdict, ...] = ()
+
+
+class TestReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the provider does what dns-01 needs, step by step."""
+
+    __test__: ClassVar[bool] = False
+
+    id: str
+    name: str
+    ok: bool
+    record_name: str | None
+    value: str
+    zone: str | None
+    steps: list[TestStep]
+
+
+class Trace(Request, frozen=True):
+    """Show where a name's dns-01 challenge would go, without writing."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=255, description="A name to certify, wildcards included.")]
+    dns_provider: Annotated[str, Meta(max_length=100, description="As in an issue request.")] | None = None
+
+
+class TraceProvider(msgspec.Struct, frozen=True, kw_only=True):
+    """A provider that could write the name."""
+
+    id: str
+    name: str
+    type: str
+    zone: str | None
+    detail: str = ""
+
+
+class TraceReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The way of a challenge: CNAMEs, zone, servers, CAA, and who would write it."""
+
+    name: str
+    challenge_name: str
+    chain: list[str]
+    target: str | None
+    zone: str | None
+    name_servers: Annotated[list[NameServer], Meta(description="Servers the zone is delegated to.")]
+    answers: Annotated[list[ServerVerdict], Meta(description="What each of them says about the target now.")]
+    dns_provider: Annotated[TraceProvider | None, Meta(description="The one that would be used.")]
+    candidates: Annotated[list[TraceProvider], Meta(description="All whose zones contain the target.")]
+    caa: Annotated[CaaSet | None, Meta(description="The CAA records a CA would heed.")]
+    problems: Annotated[list[str], Meta(description="What stands in the way; empty when all is well.")]
+
+
+class PutSecret(Request, frozen=True):
+    """Store a secret, or a new version of it. It can be used by reference, never read back."""
+
+    path: Annotated[str, Meta(max_length=255, description="Such as `infra/aws/route53/access-key-id`.")]
+    value: Annotated[str, Meta(min_length=1, max_length=65536, description="The secret's text. Stored sealed.")]
+
+    def __repr__(self) -> str:
+        return f"PutSecret(path={self.path!r})"
+
+
+class SecretByPath(Request, frozen=True):
+    """Name one secret."""
+
+    path: Annotated[str, Meta(max_length=255, description="Its path.")]
+
+
+class ListSecrets(Request, frozen=True):
+    """Page through secrets in order of their paths."""
+
+    prefix: Annotated[str, Meta(max_length=255, description="Only paths that begin so.")] = ""
+    limit: Limit = 100
+    cursor: Annotated[str, Meta(max_length=255, description="`next_cursor` of the page before.")] | None = None
+
+
+class SecretReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a secret; never its value."""
+
+    path: str
+    version: Annotated[int, Meta(description="1, and one more with each put.")]
+    created_at: datetime
+    updated_at: datetime
+    used_by: Annotated[list[str], Meta(description="Names of DNS providers that refer to it.")]
+
+
+class SecretList(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of secrets."""
+
+    items: list[SecretReply]
+    next_cursor: str | None
+
+
+class SecretDeleted(msgspec.Struct, frozen=True, kw_only=True):
+    """What was deleted, and who will miss it."""
+
+    path: str
+    deleted: bool = True
+    used_by: Annotated[list[str], Meta(description="Names of DNS providers that still refer to it.")]
 
 
 Part = Literal["fullchain", "leaf", "chain"]
@@ -289,6 +557,8 @@ class PluginReply(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     distribution: str
     version: str
+    api: Annotated[str | None, Meta(description="The plugin contract it is written for.")] = None
+    brings: Annotated[list[str], Meta(description="Solvers, DNS providers and secret backends.")] = []
     refused: str | None = None
 
 
@@ -299,6 +569,8 @@ class InfoReply(msgspec.Struct, frozen=True, kw_only=True):
     node_id: str
     started_at: datetime
     challenge_types: list[str]
+    solvers: Annotated[list[str], Meta(description="As `challenge type/name`.")]
+    dns_provider_types: list[str]
     plugins: list[PluginReply]
     orders_under_way: int
 

@@ -35,6 +35,36 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     delegation: Delegation
 
 
+Visibility = Literal["all", "quorum", "resolvers", "delay", "skip"]
+
+
+class PropagationPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """When a value counts as visible; times in seconds."""
+
+    visibility: Visibility = "all"
+    timeout: float = 300.0
+    interval: float = 5.0
+    resolvers: tuple[str, ...] = ()
+    delay: float = 120.0
+    on_failure: Literal["fail", "continue"] = "fail"
+
+
+class PropagationOverride(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a request wants otherwise than the provider's settings; None leaves it as it is."""
+
+    visibility: Visibility | None = None
+    timeout: float | None = None
+    interval: float | None = None
+    resolvers: tuple[str, ...] | None = None
+    delay: float | None = None
+    on_failure: Literal["fail", "continue"] | None = None
+
+    def applied_to(self, policy: PropagationPolicy) -> PropagationPolicy:
+        """The policy with what is given here."""
+        given = {name: getattr(self, name) for name in self.__struct_fields__}
+        return msgspec.structs.replace(policy, **{name: value for name, value in given.items() if value is not None})
+
+
 Answer = Literal["complete", "partial", "absent", "refused", "not_authoritative", "failed", "unreachable", "skipped"]
 
 
@@ -59,6 +89,24 @@ class ServerVerdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     def is_clean(self) -> bool:
         """Whether it stands in nobody's way."""
         return self.answer in ("complete", "skipped")
+
+
+class PropagationReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far the values of one record name have come."""
+
+    record_name: Annotated[str, Meta(description="The TXT name that is written: where the CNAMEs lead.")]
+    identifier: str
+    chain: Annotated[tuple[str, ...], Meta(description="CNAME targets on the way from the challenge name.")] = ()
+    dns_provider: Annotated[str, Meta(description="Name of the provider.")]
+    zone: Annotated[str, Meta(description="The zone at the provider.")]
+    policy: Visibility
+    status: Annotated[
+        Literal["writing", "waiting", "visible", "failed"],
+        Meta(description="`visible` ends well; `failed` says that time ran out."),
+    ]
+    seconds: Annotated[float, Meta(description="How long it has taken, or took, to become visible.")] = 0.0
+    warning: Annotated[str | None, Meta(description="What looks wrong, though it may work.")] = None
+    verdicts: Annotated[tuple[ServerVerdict, ...], Meta(description="The last answer of every server.")] = ()
 
 
 class CaaRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -76,6 +76,9 @@ class ScaivaultError(Exception):
     retryable: ClassVar[bool] = False
     remedy: ClassVar[str]
 
+    identifier: str | None = None
+    """Which name of an order it is about, where it is about one."""
+
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
@@ -183,6 +186,10 @@ class ChallengeFailed(ScaivaultError):
         "Read `identifiers`: for each name the CA says what it saw. For http-01 the name must resolve to this "
         "daemon's listener on port 80, over IPv6 too where there is an AAAA record."
     )
+
+    def __init__(self, detail: str, *, may_pass: bool = False) -> None:
+        super().__init__(detail)
+        self.may_pass = may_pass
 
 
 DnsReason = Literal["cname_loop", "cname_too_long", "no_zone", "lame_delegation", "dnssec_bogus", "unreachable"]

@@ -16,6 +16,7 @@ OrderId = NewType("OrderId", str)
 CertificateId = NewType("CertificateId", str)
 KeyId = NewType("KeyId", str)
 EventId = NewType("EventId", str)
+DnsProviderId = NewType("DnsProviderId", str)
 NodeId = NewType("NodeId", str)
 RequestId = NewType("RequestId", str)
 
@@ -50,6 +51,10 @@ class IdMaker:
     def key(self) -> KeyId:
         """`key_...`: a sealed private key."""
         return KeyId(f"key_{self._tail()}")
+
+    def dns_provider(self) -> DnsProviderId:
+        """`dnsp_...`: a configured DNS provider."""
+        return DnsProviderId(f"dnsp_{self._tail()}")
 
     def node(self) -> NodeId:
         """`node_...`: one daemon's state directory."""

@@ -84,6 +84,34 @@ def parse_identifiers(texts: Sequence[str], *, public_ca: bool, pointer: str = "
     return tuple(identifiers)
 
 
+def parse_zone(text: str, pointer: str) -> str:
+    """A DNS name in A-labels, lower case, without a trailing dot; labels may begin with `_`, one label is enough.
+
+    Raises:
+        InvalidRequest: with one `FieldError` at `pointer`.
+    """
+    name = text.strip().translate(_DOTS).removesuffix(".")
+    try:
+        labels = [f"_{_label(each[1:])}" if each.startswith("_") else _label(each) for each in name.split(".")]
+        if len(".".join(labels)) > 253:
+            raise _Refused("name_too_long", "a DNS name has at most 253 characters")
+    except _Refused as reason:
+        detail = f"{text[:80]!r}: {reason.detail}"
+        raise InvalidRequest(detail, [FieldError(pointer=pointer, code=reason.code, detail=detail)]) from None
+    return ".".join(labels)
+
+
+def require_resolver(text: str, pointer: str) -> None:
+    """Refuse what is no `address` or `address:port` (`[v6]:port`) of a recursive nameserver; raises InvalidRequest."""
+    host, _, port = text.rpartition(":") if text.count(":") == 1 or text.startswith("[") else (text, "", "")
+    if text.startswith("[") and text.endswith("]"):
+        host, port = text, ""
+    is_port = port == "" or (port.isascii() and port.isdigit() and 0 < int(port) < 65536)
+    if _address(host) is None or not is_port:
+        detail = f"{text[:80]!r}: give an address, or address:port, of a nameserver"
+        raise InvalidRequest(detail, [FieldError(pointer=pointer, code="bad_resolver", detail=detail)])
+
+
 def require_provable(texts: Sequence[str], challenge_type: str, pointer: str = "/domains") -> None:
     """Refuse names that `challenge_type` can never prove; they must have passed `parse_identifiers`.
 

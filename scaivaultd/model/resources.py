@@ -7,14 +7,16 @@ store migration.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
+from scaivaultd.model.dns import PropagationOverride, PropagationReport, ServerVerdict
 from scaivaultd.model.errors import Problem
 from scaivaultd.model.ids import (
     AccountId,
     CertificateId,
+    DnsProviderId,
     KeyId,
     NodeId,
     OrderId,
@@ -50,13 +52,17 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class IdentifierTrouble(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the CA said about one name: problem type, its words, and any subproblems."""
+    """What stands against one name: the CA's problem type and words, or our code and what we saw.
+
+    `servers` are the name servers that disagree, with what they say.
+    """
 
     identifier: str
     challenge_type: str | None = None
     type: str
     detail: str = ""
     subproblems: tuple[Problem, ...] = ()
+    servers: tuple[ServerVerdict, ...] = ()
 
 
 class ExternalAccount(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -153,6 +159,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: Trouble | None = None
     certificate_id: CertificateId | None = None
     not_after: datetime | None = None
+    solver: str | None = None
+    dns_provider: str | None = None
+    propagation: PropagationOverride | None = None
+    dns_records: tuple[PropagationReport, ...] = ()
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -175,6 +185,57 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     not_after: datetime
     chain_pem: str
     created_at: datetime
+
+
+class DnsProvider(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A configured DNS provider. `config` is as it was given, with references in place of secrets.
+
+    `origin` "file": it stands in the configuration file and is not in the store.
+    """
+
+    id: DnsProviderId
+    name: str
+    type: str
+    zones: tuple[str, ...] = ()
+    config: dict[str, Any] = {}
+    created_at: datetime
+    updated_at: datetime
+    origin: Literal["api", "file"] = "api"
+
+
+class DnsProviderName(msgspec.Struct, frozen=True, kw_only=True):
+    """Which DNS provider has a name; names are unique."""
+
+    name: str
+    provider_id: DnsProviderId
+
+
+class TxtRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One TXT value that we wrote or are about to write: journalled before the provider is asked.
+
+    Names are where it was written (`record_name` is the effective one, whatever a CNAME says later). `users` are
+    orders and challenges (`ORDER:TOKEN`) that need it; without any it is taken away. `handle` is what the
+    provider wants to remember; None while the outcome of the write is not known.
+    """
+
+    provider_id: DnsProviderId
+    zone_name: str
+    zone_id: str
+    record_name: str
+    value: str
+    users: tuple[str, ...]
+    created_at: datetime
+    handle: dict[str, Any] | None = None
+
+
+class StoredSecret(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A secret of the built-in store: its value inside the envelope, never anywhere else."""
+
+    path: str
+    sealed: bytes
+    version: int
+    created_at: datetime
+    updated_at: datetime
 
 
 class SealedKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -38,7 +38,7 @@ class ReferencedSecrets:
         self._environment = environment
         self._credentials_directory = credentials_directory
 
-    def check(self, reference: str) -> None:
+    def check(self, reference: str, pointer: str) -> None:
         """Refuse a reference of unknown form, or outside the allow list.
 
         Raises:
@@ -46,13 +46,14 @@ class ReferencedSecrets:
         """
         if not reference.startswith(_SCHEMES) or reference in _SCHEMES:
             # Not repeated: it may be the secret itself, pasted into the wrong member.
-            raise _refused("this is no secret reference; write cred:NAME, file:/PATH or env:NAME")
+            raise _refused(pointer, "this is no secret reference; write cred:NAME, file:/PATH or env:NAME")
         if reference.startswith("file:") and not _is_plain(reference.removeprefix("file:")):
-            raise _refused(f"{reference!r}: give an absolute, printable path without '..'")
+            raise _refused(pointer, f"{reference!r}: give an absolute, printable path without '..'")
         if _normal(reference) == self._master_key or not any(self._covers(prefix, reference) for prefix in self._allow):
             raise _refused(
+                pointer,
                 f"{reference!r} is not among the references callers may use; an administrator can add it to "
-                "[secrets] allow"
+                "[secrets] allow",
             )
 
     async def read(self, reference: str) -> str:
@@ -115,5 +116,5 @@ def _read_file(path: Path, reference: str) -> str:
         raise SecretNotFound(f"{reference}: not text") from None
 
 
-def _refused(detail: str) -> InvalidRequest:
-    return InvalidRequest(detail, [FieldError(pointer="/eab/hmac_key_path", code="bad_reference", detail=detail)])
+def _refused(pointer: str, detail: str) -> InvalidRequest:
+    return InvalidRequest(detail, [FieldError(pointer=pointer, code="bad_reference", detail=detail)])

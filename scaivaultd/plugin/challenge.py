@@ -121,10 +121,12 @@ class SolverKind(msgspec.Struct, frozen=True, kw_only=True):
 
     `name` is what a request's `solver` names; the daemon's own have the name of their type, and are
     used when none is named. `open` is called once at start; the context manager it returns is left when
-    the daemon stops. `present_seconds` is how long `present` may take.
+    the daemon stops. `present_seconds` is how long `present` may take, waiting for claims included. `is_slow`: it may
+    wait for minutes, and the host lets other orders of the same CA go on meanwhile.
     """
 
     name: str
     challenge_type: str
     open: Callable[[SolverContext], AbstractAsyncContextManager[ChallengeSolver]]
     present_seconds: float = 300.0
+    is_slow: bool = False

@@ -73,14 +73,17 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     ] = "fail"
     skip_propagation_check: Annotated[bool, Meta(description="The same as `propagation` = `skip`.")] = False
     follow_cname: Annotated[bool, Meta(description="Follow CNAME records at the challenge name.")] = True
-    challenge_alias: Annotated[
-        str | None,
-        Meta(
-            max_length=253,
-            description="Write to this name instead of the challenge name: where its CNAME leads, if the daemon "
-            "cannot resolve that itself.",
-        ),
-    ] = None
+    challenge_alias: (
+        Annotated[
+            str,
+            Meta(
+                max_length=253,
+                description="Write to this name instead of the challenge name: where its CNAME leads, if the daemon "
+                "cannot resolve that itself.",
+            ),
+        ]
+        | None
+    ) = None
     request_timeout: Annotated[
         float, Meta(ge=1, le=300, description="How long one request to the provider may take, in seconds.")
     ] = 30.0

@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     from scaivaultd.model.ids import IdMaker
     from scaivaultd.model.storage import OutboxEvent
     from scaivaultd.services.jobs import Jobs
-    from scaivaultd.services.ports import CaClient, Cas, Sealer, Secrets, Store
+    from scaivaultd.services.ports import CaClient, Cas, Sealer, Store
+    from scaivaultd.services.secrets import Secrets
     from scaivaultd.services.waiting import Waiting
 
 ACCOUNT_KEY_TYPE: KeyType = "ec-p256"
@@ -215,7 +216,7 @@ class Accounts:
         if eab.hmac_key is not None:
             parse_hmac_key(eab.hmac_key)
         if eab.hmac_key_path is not None:
-            self._secrets.check(eab.hmac_key_path)
+            self._secrets.check(eab.hmac_key_path, "/eab/hmac_key_path")
 
     async def _same(self, request: m.CreateAccount, account_id: AccountId) -> AccountId | None:
         """The account that has the name, if the request describes it; None if the name is free again."""
@@ -368,7 +369,8 @@ class Accounts:
         if account.eab.sealed_hmac_key is not None:
             return self._sealer.open(account.eab.sealed_hmac_key, ACCOUNTS.key(account.id), "eab_hmac_key")
         assert account.eab.hmac_key_path is not None
-        return parse_hmac_key(await self._secrets.read(account.eab.hmac_key_path), "/eab/hmac_key_path")
+        secret = await self._secrets.read(account.eab.hmac_key_path)
+        return parse_hmac_key(secret.reveal(), "/eab/hmac_key_path")
 
     async def _set_back(self, current: Versioned[Account], error: ScaivaultError) -> None:
         account = current.value

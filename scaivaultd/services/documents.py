@@ -13,10 +13,14 @@ from scaivaultd.model.resources import (
     Account,
     AccountName,
     Certificate,
+    DnsProvider,
+    DnsProviderName,
     IdempotentResult,
     NamePointer,
     Order,
     SealedKey,
+    StoredSecret,
+    TxtRecord,
 )
 from scaivaultd.model.storage import ABSENT, Put
 
@@ -156,12 +160,28 @@ CERTIFICATES: Shelf[Certificate] = Shelf(
 )
 ACCOUNT_NAMES: Shelf[AccountName] = Shelf("account_name", AccountName, lambda each: digest(each.name), lambda _: {})
 NAME_POINTERS: Shelf[NamePointer] = Shelf("name", NamePointer, lambda _: "", lambda _: {})
+DNS_PROVIDERS: Shelf[DnsProvider] = Shelf("dns_provider", DnsProvider, lambda each: each.id, lambda _: {})
+DNS_PROVIDER_NAMES: Shelf[DnsProviderName] = Shelf(
+    "dns_provider_name", DnsProviderName, lambda each: digest(each.name), lambda _: {}
+)
+TXT_RECORDS: Shelf[TxtRecord] = Shelf(
+    "txt_record",
+    TxtRecord,
+    lambda each: txt_record_id(each.provider_id, each.record_name, each.value),
+    lambda each: {"provider": each.provider_id, **{f"user:{digest(user)}": "yes" for user in each.users}},
+)
+SECRETS: Shelf[StoredSecret] = Shelf("secret", StoredSecret, lambda each: digest(each.path), lambda _: {})
 IDEMPOTENCY: Shelf[IdempotentResult] = Shelf("idempotency", IdempotentResult, lambda _: "", lambda _: {})
 
 
 def _order_index(order: Order) -> dict[str, str]:
     index: dict[str, str] = {"status": order.status, "account": order.account_id}
     return {**index, "url": digest(order.url)} if order.url else index
+
+
+def txt_record_id(provider_id: str, record_name: str, value: str) -> str:
+    """Where the journal of one TXT value lives."""
+    return digest(provider_id, record_name, value)
 
 
 def digest(*parts: str | bytes) -> str:

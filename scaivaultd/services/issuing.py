@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from scaivaultd.api import messages as m
+from scaivaultd.model.dns import PropagationOverride
 from scaivaultd.model.errors import (
     CaRefused,
     CaUnavailable,
     Conflict,
     FieldError,
+    InvalidRequest,
     NotFound,
     RateLimited,
     RevisionConflict,
@@ -23,13 +25,13 @@ from scaivaultd.model.errors import (
     UnsupportedChallenge,
 )
 from scaivaultd.model.ids import OrderId
-from scaivaultd.model.names import parse_identifiers, require_provable
+from scaivaultd.model.names import parse_identifiers, require_provable, require_resolver
 from scaivaultd.model.resources import UNFINISHED, IdempotentResult, Order
 from scaivaultd.model.storage import ABSENT
 from scaivaultd.services.documents import ACCOUNTS, IDEMPOTENCY, IDEMPOTENCY_SECONDS, ORDERS, Versioned, digest
 from scaivaultd.services.jobs import outcome_of
 from scaivaultd.services.presence import Presence, journalled
-from scaivaultd.services.pursuit import Parked, Pursuit, Superseded, Tools
+from scaivaultd.services.pursuit import Parked, Place, Pursuit, Superseded, Tools
 from scaivaultd.services.waiting import sleep_until
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from scaivaultd.api.commands import RequestContext
     from scaivaultd.model.resources import Account
     from scaivaultd.plugin import ChallengeResponse
+    from scaivaultd.services.dns_providers import DnsProviders
     from scaivaultd.services.jobs import Jobs
     from scaivaultd.services.waiting import Waiting
 
@@ -52,13 +55,21 @@ class Issuing:
     """Handlers of `pki.acme.issue` and `pki.acme.orders.*`, and the job behind every unfinished order."""
 
     def __init__(
-        self, tools: Tools, jobs: Jobs, waiting: Waiting, *, orders_per_ca: int, patience_seconds: float
+        self,
+        tools: Tools,
+        jobs: Jobs,
+        waiting: Waiting,
+        *,
+        providers: DnsProviders,
+        orders_per_ca: int,
+        patience_seconds: float,
     ) -> None:
         self._tools = tools
         self._store = tools.store
         self._clock = tools.clock
         self._jobs = jobs
         self._waiting = waiting
+        self._providers = providers
         self._patience_seconds = patience_seconds
         self._resumed: list[Presence] = []
         self._places: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(orders_per_ca))
@@ -66,27 +77,28 @@ class Issuing:
     async def issue(self, request: m.Issue, context: RequestContext) -> m.OrderReply:
         """Handle `pki.acme.issue`."""
         order_id = await self._accept(request, context)
-        self._start(order_id, Presence(self._tools.solvers[request.challenge_type], self._tools.log))
+        solver = self._tools.solvers.get(request.challenge_type, request.solver)
+        self._start(order_id, Presence(solver, self._tools.solvers.claims, self._tools.log))
         order = await self._waiting.until(
             ORDERS,
             order_id,
             request.wait_seconds,
             lambda each: bool(each.challenges) or each.status != "pending",
         )
-        return _reply(order)
+        return self._reply(order)
 
     async def get(self, request: m.OrderById, context: RequestContext) -> m.OrderReply:
         """Handle `pki.acme.orders.get`."""
         order = await ORDERS.get(self._store, request.order_id)
         if order is None:
             raise NotFound(f"there is no order {request.order_id[:100]!r}")
-        return _reply(order.value)
+        return self._reply(order.value)
 
     async def list(self, request: m.ListOrders, context: RequestContext) -> m.OrderList:
         """Handle `pki.acme.orders.list`."""
         where = {"status": request.status, "account": request.account_id}
         page = await ORDERS.page(self._store, where=where, cursor=request.cursor, limit=request.limit)
-        return m.OrderList(items=[_reply(each.value) for each in page.items], next_cursor=page.next_cursor)
+        return m.OrderList(items=[self._reply(each.value) for each in page.items], next_cursor=page.next_cursor)
 
     async def resume(self) -> None:
         """Go on with every order that has not ended: by its state at the CA, not by our memory."""
@@ -101,12 +113,16 @@ class Issuing:
 
     def _resume(self, order: Order) -> None:
         log = self._tools.log.bind(order_id=order.id)
-        solver = self._tools.solvers.get(order.challenge_type)
-        if solver is None:
-            log.error("order.no_solver", challenge_type=order.challenge_type)
+        try:
+            solver = self._tools.solvers.get(order.challenge_type, order.solver)
+        except UnsupportedChallenge as error:
+            log.error("order.no_solver", challenge_type=order.challenge_type, detail=error.detail)  # noqa: TRY400 - said in full
             return
-        presence = Presence(solver, log, was_away=order.url is not None)
-        self._resumed.append(presence)
+        # What a slow solver has put in place is elsewhere and still there; nobody was away.
+        was_away = order.url is not None and not solver.kind.is_slow
+        presence = Presence(solver, self._tools.solvers.claims, log, was_away=was_away)
+        if not presence.is_slow:
+            self._resumed.append(presence)
         self._start(order.id, presence, journalled(order))
 
     async def _accept(self, request: m.Issue, context: RequestContext) -> OrderId:
@@ -148,7 +164,8 @@ class Issuing:
         _require_usable(account)
         identifiers = parse_identifiers(request.domains, public_ca=account.provider != "custom")
         require_provable(request.domains, request.challenge_type)
-        self._require_solver(request.challenge_type)
+        self._tools.solvers.get(request.challenge_type, request.solver)
+        await self._check_dns(request)
         if len(self._jobs) >= BACKLOG_MAX:
             raise RateLimited(f"{len(self._jobs)} orders are under way already; ask again later", 60)
         now = self._clock.now()
@@ -162,13 +179,31 @@ class Issuing:
             status="pending",
             created_at=now,
             give_up_at=now + timedelta(seconds=self._patience_seconds),
+            solver=request.solver,
+            dns_provider=request.dns_provider,
+            propagation=_override(request.propagation),
         )
 
-    def _require_solver(self, challenge_type: str) -> None:
-        if challenge_type not in self._tools.solvers:
-            there = ", ".join(sorted(self._tools.solvers)) or "none"
-            detail = f"no installed plugin solves {challenge_type}; there is {there}"
-            raise UnsupportedChallenge(detail, [FieldError(pointer="/challenge_type", code="no_solver", detail=detail)])
+    async def _check_dns(self, request: m.Issue) -> None:
+        """What is certain to fail is refused at once; where names lead is found out by the job."""
+        if request.challenge_type != "dns-01":
+            for member in ("dns_provider", "propagation"):
+                if getattr(request, member) is not None:
+                    raise _invalid(f"/{member}", "not_for_this_challenge", f"{member} goes with dns-01 only")
+            return
+        for place, resolver in enumerate((request.propagation and request.propagation.resolvers) or ()):
+            require_resolver(resolver, f"/propagation/resolvers/{place}")
+        if request.dns_provider is not None:
+            try:
+                await self._providers.find(request.dns_provider)
+            except NotFound as error:
+                raise _invalid("/dns_provider", "not_found", error.detail) from None
+        elif request.solver in (None, "dns-01") and not await self._providers.all():
+            raise _invalid(
+                "/challenge_type",
+                "no_dns_provider",
+                "no DNS provider is configured; create one with pki.dns_providers.create",
+            )
 
     def _start(
         self, order_id: OrderId, presence: Presence, journal: Mapping[str, ChallengeResponse] | None = None
@@ -210,15 +245,15 @@ class Issuing:
             account = await self._account_of(order_id)
             if account.status == "pending":
                 await self._waiting.until(ACCOUNTS, account.id, _REGISTRATION_SECONDS, _is_decided)
-            async with self._places[account.directory_url]:
-                await self._attempt_in_place(order_id, presence)
+            async with Place(self._places[account.directory_url]) as place:
+                await self._attempt_in_place(order_id, presence, place)
         except StorageUnavailable as error:
             await self._wait_for_store(order_id, error)
 
-    async def _attempt_in_place(self, order_id: OrderId, presence: Presence) -> None:
+    async def _attempt_in_place(self, order_id: OrderId, presence: Presence, place: Place) -> None:
         # Another look after the wait for a place: the account may be registered by now, or gone.
         account = await self._account_of(order_id)
-        pursuit = Pursuit(self._tools, await self._load(order_id), account, presence)
+        pursuit = Pursuit(self._tools, await self._load(order_id), account, presence, place)
         log = self._tools.log.bind(order_id=order_id)
         try:
             error = await outcome_of(pursuit.run(), log, let_pass=(Parked, Superseded))
@@ -255,11 +290,61 @@ class Issuing:
             self._tools.log.warning("account.not_examined", account_id=account.id, detail=further.detail)
             return False
 
+    def _reply(self, order: Order) -> m.OrderReply:
+        # While it is under way this process knows more than the document.
+        records = self._tools.records.reports(order.id) or order.dns_records
+        return m.OrderReply(
+            order_id=order.id,
+            account_id=order.account_id,
+            status=order.status,
+            domains=[str(each) for each in order.identifiers],
+            challenge_type=order.challenge_type,
+            key_type=order.key_type,
+            auto_renew=order.auto_renew,
+            challenges=[
+                m.ChallengeReply(
+                    domain=each.identifier,
+                    type=each.type,
+                    status=each.status,
+                    token=each.token,
+                    key_authorization=each.key_authorization,
+                )
+                for each in order.challenges
+            ],
+            created_at=order.created_at,
+            certificate_id=order.certificate_id,
+            not_after=order.not_after,
+            expires_at=order.expires_at,
+            solver=order.solver,
+            dns_provider=order.dns_provider,
+            dns_records=records,
+            attempt=order.attempt,
+            next_try_at=order.next_try_at,
+            error=order.error,
+        )
+
     async def _load(self, order_id: OrderId) -> Versioned[Order]:
         order = await ORDERS.get(self._store, order_id)
         if order is None:
             raise NotFound(f"order {order_id} is gone")
         return order
+
+
+def _override(request: m.PropagationRequest | None) -> PropagationOverride | None:
+    if request is None:
+        return None
+    return PropagationOverride(
+        visibility=request.visibility,
+        timeout=request.timeout,
+        interval=request.interval,
+        resolvers=None if request.resolvers is None else tuple(request.resolvers),
+        delay=request.delay,
+        on_failure=request.on_failure,
+    )
+
+
+def _invalid(pointer: str, code: str, detail: str) -> InvalidRequest:
+    return InvalidRequest(detail, [FieldError(pointer=pointer, code=code, detail=detail)])
 
 
 def _idempotency_id(key: str) -> str:
@@ -273,32 +358,3 @@ def _require_usable(account: Account) -> None:
 
 def _is_decided(account: Account) -> bool:
     return account.status != "pending"
-
-
-def _reply(order: Order) -> m.OrderReply:
-    return m.OrderReply(
-        order_id=order.id,
-        account_id=order.account_id,
-        status=order.status,
-        domains=[str(each) for each in order.identifiers],
-        challenge_type=order.challenge_type,
-        key_type=order.key_type,
-        auto_renew=order.auto_renew,
-        challenges=[
-            m.ChallengeReply(
-                domain=each.identifier,
-                type=each.type,
-                status=each.status,
-                token=each.token,
-                key_authorization=each.key_authorization,
-            )
-            for each in order.challenges
-        ],
-        created_at=order.created_at,
-        certificate_id=order.certificate_id,
-        not_after=order.not_after,
-        expires_at=order.expires_at,
-        attempt=order.attempt,
-        next_try_at=order.next_try_at,
-        error=order.error,
-    )

@@ -18,6 +18,8 @@ T = TypeVar("T")
 SIDE_BY_SIDE = 8
 """Requests of one order at once: more would cost a nonce fetch each and gain nothing."""
 
+ABANDON_SECONDS = 1.0
+
 
 class Jobs:
     """Owns the tasks of all jobs, at most one for each name."""
@@ -96,9 +98,36 @@ async def unbroken(step: Coroutine[Any, Any, T], grace_seconds: float) -> T:
         raise
 
 
-async def side_by_side(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all, a few at a time; the first error cancels the rest and is raised as itself."""
-    gate = asyncio.Semaphore(SIDE_BY_SIDE)
+async def bounded(step: Coroutine[Any, Any, T], seconds: float) -> T:
+    """Run a stranger's step for at most `seconds`, whatever it does with its cancellation.
+
+    A step that does not end when it is cancelled is left behind after `ABANDON_SECONDS`; nothing waits for it.
+
+    Raises:
+        TimeoutError: time ran out.
+    """
+    task = asyncio.ensure_future(step)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    except asyncio.CancelledError:
+        await _abandon(task)
+        raise
+    if not done:
+        await _abandon(task)
+        raise TimeoutError
+    return task.result()
+
+
+async def _abandon(task: asyncio.Future[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task}, timeout=ABANDON_SECONDS)
+    # Its outcome is nobody's any more; heard, so that the loop does not complain about it.
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+
+
+async def side_by_side(work: Sequence[Coroutine[Any, Any, T]], at_once: int = SIDE_BY_SIDE) -> list[T]:
+    """Run all, `at_once` at a time; the first error cancels the rest and is raised as itself."""
+    gate = asyncio.Semaphore(at_once)
 
     async def gated(one: Coroutine[Any, Any, T]) -> T:
         async with gate:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from scaivaultd.model.errors import Timeout
-from scaivaultd.plugin import ChallengeResponse
-from scaivaultd.services.jobs import outcome_of, side_by_side, unbroken
+from scaivaultd.model.errors import ChallengeFailed, ScaivaultError, Timeout
+from scaivaultd.plugin import ChallengeResponse, ClaimingSolver, SolverError
+from scaivaultd.services.jobs import bounded, outcome_of, side_by_side, unbroken
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.model.resources import Order
-    from scaivaultd.plugin import ChallengeSolver
+    from scaivaultd.services.solvers import Claims, OpenSolver
 
-PRESENT_SECONDS = 300.0
 CLEAN_UP_SECONDS = 10.0
+AT_ONCE = 100
+"""Responses of one order that are put in place side by side: each may wait for DNS, none for another."""
 
 
 class Presence:
@@ -28,20 +30,37 @@ class Presence:
     our answers while nobody was there to give them.
     """
 
-    def __init__(self, solver: ChallengeSolver, log: FilteringBoundLogger, *, was_away: bool = False) -> None:
-        self._solver = solver
+    def __init__(
+        self, solver: OpenSolver, claims: Claims, log: FilteringBoundLogger, *, was_away: bool = False
+    ) -> None:
+        self._kind = solver.kind
+        self._solver = solver.solver
+        self._claims = claims
         self._log = log
         self._begun: dict[str, ChallengeResponse] = {}
         self._in_place: set[str] = set()
+        self._claimed: set[str] = set()
+        self._holding = AsyncExitStack()
         self._settled = asyncio.Event()
         self.was_away = was_away
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether putting things in place may take minutes."""
+        return self._kind.is_slow
 
     async def settled(self) -> None:
         """Wait until `restore` has done what it can."""
         await self._settled.wait()
 
     async def restore(self, journal: Mapping[str, ChallengeResponse]) -> None:
-        """Put back what the order had in place in an earlier process; failures are tried again by the attempts."""
+        """Put back what the order had in place in an earlier process; failures are tried again by the attempts.
+
+        What a slow solver had in place outlives a process: it is only remembered, to be cleaned up.
+        """
+        if self.is_slow:
+            self._begun.update(journal)
+            return
         try:
             if error := await outcome_of(self.present(journal), self._log):
                 self._log.warning("order.not_presented", detail=error.detail)
@@ -53,28 +72,68 @@ class Presence:
 
         Raises:
             Timeout: they were not in place in time; what was begun is cleaned up with the rest.
+            ChallengeFailed: the solver cannot do it.
         """
         missing = {url: each for url, each in responses.items() if url not in self._in_place}
-        self._begun.update(missing)
+        if not missing:
+            return
+        seconds = self._kind.present_seconds
         try:
-            async with asyncio.timeout(PRESENT_SECONDS):
-                await side_by_side([self._present(url, each) for url, each in missing.items()])
+            async with asyncio.timeout(seconds):
+                await self._claim(missing)
+                self._begun.update(missing)
+                await side_by_side([self._present(url, each) for url, each in missing.items()], AT_ONCE)
         except TimeoutError as error:
-            raise Timeout(f"the challenges were not in place after {PRESENT_SECONDS:.0f} s") from error
+            raise Timeout(f"the challenges were not in place after {seconds:.0f} s") from error
+
+    async def _claim(self, responses: Mapping[str, ChallengeResponse]) -> None:
+        solver = self._solver
+        if not isinstance(solver, ClaimingSolver):
+            return
+        each_claims = await side_by_side([solver.claims(each) for each in responses.values()], AT_ONCE)
+        wanted = {f"{self._kind.name} {key}" for keys in each_claims for key in keys}
+        if wanted <= self._claimed:
+            return
+        if self._claimed:
+            # Taking more while holding some could make a circle: let go, and take all in order.
+            await self._let_go()
+        try:
+            await self._claims.take(wanted, self._holding)
+        except BaseException:
+            await self._let_go()
+            raise
+        self._claimed = wanted
+
+    async def _let_go(self) -> None:
+        await self._holding.aclose()
+        self._holding = AsyncExitStack()
+        self._claimed = set()
 
     async def _present(self, url: str, response: ChallengeResponse) -> None:
-        await self._solver.present(response)
+        try:
+            await bounded(self._solver.present(response), self._kind.present_seconds)
+        except (ScaivaultError, TimeoutError):
+            raise
+        except SolverError as error:
+            raise _failed(response, error.detail, may_pass=error.retryable) from error
+        except Exception as error:
+            self._log.exception("solver.broke", solver=self._kind.name, challenge_type=self._kind.challenge_type)
+            detail = f"the solver {self._kind.name} broke ({type(error).__name__}); the daemon's log tells more"
+            raise _failed(response, detail, may_pass=True) from error
         self._in_place.add(url)
 
     async def clean_up(self) -> None:
         """Take everything away; at most `CLEAN_UP_SECONDS`, also when cancelled."""
-        if self._begun:
-            await unbroken(self._clean_up_all(), CLEAN_UP_SECONDS)
+        try:
+            if self._begun:
+                await unbroken(self._clean_up_all(), CLEAN_UP_SECONDS)
+        finally:
+            await self._let_go()
 
     async def _clean_up_all(self) -> None:
         try:
             async with asyncio.timeout(CLEAN_UP_SECONDS):
-                await side_by_side([self._clean_up(each) for each in self._begun.values()])
+                await side_by_side([self._clean_up(each) for each in self._begun.values()], AT_ONCE)
         except TimeoutError:
             self._log.warning("challenge.clean_up_timed_out")
         self._begun.clear()
@@ -82,15 +141,27 @@ class Presence:
 
     async def _clean_up(self, response: ChallengeResponse) -> None:
         # Each on its own: one that does not go must not keep the others in place.
-        if error := await outcome_of(self._solver.clean_up(response), self._log):
+        clean_up = bounded(self._solver.clean_up(response), CLEAN_UP_SECONDS)
+        if error := await outcome_of(clean_up, self._log):
             self._log.warning("challenge.not_cleaned_up", identifier=response.identifier, detail=error.detail)
+
+
+def _failed(response: ChallengeResponse, detail: str, *, may_pass: bool) -> ChallengeFailed:
+    error = ChallengeFailed(f"{response.identifier}: {detail}", may_pass=may_pass)
+    error.identifier = response.identifier
+    return error
 
 
 def journalled(order: Order) -> dict[str, ChallengeResponse]:
     """What the order had in place, by its own journal."""
     return {
         each.url: ChallengeResponse(
-            identifier=each.identifier, type=each.type, token=each.token, key_authorization=each.key_authorization
+            identifier=each.identifier,
+            type=each.type,
+            token=each.token,
+            key_authorization=each.key_authorization,
+            order_id=order.id,
+            dns_provider=order.dns_provider,
         )
         for each in order.challenges
     }

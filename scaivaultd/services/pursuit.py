@@ -8,8 +8,9 @@ else has the order now: the attempt ends without a word.
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -47,7 +48,7 @@ from scaivaultd.services.jobs import side_by_side, unbroken
 from scaivaultd.services.setbacks import Memory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import datetime
 
     from structlog.typing import FilteringBoundLogger
@@ -56,10 +57,11 @@ if TYPE_CHECKING:
     from scaivaultd.model.clock import Clock, Randomness
     from scaivaultd.model.ids import IdMaker, NodeId
     from scaivaultd.model.storage import Change, OutboxEvent
-    from scaivaultd.plugin import ChallengeSolver
     from scaivaultd.services.accounts import Accounts
     from scaivaultd.services.ports import CaClient, Fetched, Sealer, Store
     from scaivaultd.services.presence import Presence
+    from scaivaultd.services.solvers import Solvers
+    from scaivaultd.services.txt_records import TxtRecords
 
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 10.0
@@ -95,7 +97,8 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     store: Store
     sealer: Sealer
     accounts: Accounts
-    solvers: Mapping[str, ChallengeSolver]
+    solvers: Solvers
+    records: TxtRecords
     ids: IdMaker
     clock: Clock
     randomness: Randomness
@@ -115,6 +118,37 @@ class Asking:
         return self._locks.setdefault(digest(order.account_id, name_set_key(order.identifiers)), asyncio.Lock())
 
 
+class Place:
+    """A place in the queue of a CA; given up while an order waits for something else than the CA."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places = places
+        self._held = False
+
+    async def __aenter__(self) -> Self:
+        await self._take()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._give()
+
+    @asynccontextmanager
+    async def given_up(self) -> AsyncIterator[None]:
+        """Let another order have it, and queue up again afterwards."""
+        self._give()
+        yield
+        await self._take()
+
+    async def _take(self) -> None:
+        await self._places.acquire()
+        self._held = True
+
+    def _give(self) -> None:
+        if self._held:
+            self._held = False
+            self._places.release()
+
+
 class Pursuit:
     """An attempt, from claiming the order to its end or the next setback.
 
@@ -122,13 +156,16 @@ class Pursuit:
     `Parked` for a pause, `Superseded` when the order has another owner.
     """
 
-    def __init__(self, tools: Tools, order: Versioned[Order], account: Account, presence: Presence) -> None:
+    def __init__(
+        self, tools: Tools, order: Versioned[Order], account: Account, presence: Presence, place: Place
+    ) -> None:
         self._tools = tools
         self._clock = tools.clock
         self._log = tools.log.bind(order_id=order.value.id, attempt=order.value.attempt + 1)
         self._current = order
         self._account = account
         self._presence = presence
+        self._place = place
         self._acme: CaClient | None = None
         self._view: View | None = None
         self._pause_seconds = FIRST_PAUSE_SECONDS
@@ -189,6 +226,7 @@ class Pursuit:
 
     async def _end(self, **fields: Any) -> None:
         """The last commit of an order without a certificate, with its event."""
+        fields["dns_records"] = self._tools.records.reports(self.order.id) or self.order.dns_records
         failed = msgspec.structs.replace(self.order, owner=None, **fields)
         await self._commit((), [events.order_failed(failed, self._clock.now())], owner=None, **fields)
 
@@ -334,14 +372,26 @@ class Pursuit:
                 type=challenge.type,
                 token=challenge.token or "",
                 key_authorization=key_authorization_for(challenge.token or "", self._client.key),
+                order_id=self.order.id,
+                dns_provider=self.order.dns_provider,
             )
             for challenge, identifier in zip(challenges, identifiers, strict=True)
         }
         await self._journal(challenges, responses)
-        await self._presence.present(responses)
+        await self._present(responses)
         self._look(responses={**self._state.responses, **dict.fromkeys(responses, 0)})
         # One that the CA is working on already (after a restart) must only be there again.
         await self._respond([challenge for challenge in challenges if challenge.status == "pending"])
+
+    async def _present(self, responses: Mapping[str, ChallengeResponse]) -> None:
+        if not self._presence.is_slow:
+            await self._presence.present(responses)
+            return
+        async with self._place.given_up():
+            await self._presence.present(responses)
+        # What the name servers said stays in the order, whatever becomes of this process.
+        if (reports := self._tools.records.reports(self.order.id)) != self.order.dns_records:
+            await self._commit(dns_records=reports)
 
     async def _journal(self, challenges: Sequence[wire.Challenge], responses: Mapping[str, ChallengeResponse]) -> None:
         known = {each.url for each in self.order.challenges}

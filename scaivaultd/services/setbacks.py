@@ -11,10 +11,14 @@ from scaivaultd.model.errors import (
     CaMisbehaved,
     CaRefused,
     CaUnavailable,
+    ChallengeFailed,
+    DnsError,
+    DnsPropagationTimeout,
+    DnsProviderError,
     Internal,
     ScaivaultError,
 )
-from scaivaultd.model.resources import Trouble
+from scaivaultd.model.resources import IdentifierTrouble, Trouble
 
 MISBEHAVED_MAX = 5
 """How often a CA may break the protocol in one order before we believe it means it."""
@@ -83,15 +87,29 @@ def trouble_of(error: ScaivaultError, retry_at: datetime | None) -> Trouble:
         retryable=retry_at is not None,
         acme=problem,
         limit=problem.detail if limited and problem is not None else None,
-        retry_after=error.retry_after if isinstance(error, BackendRateLimited | CaUnavailable) else None,
+        identifiers=_identifiers(error),
+        retry_after=getattr(error, "retry_after", None),
         retry_at=retry_at or (error.retry_at if isinstance(error, BackendRateLimited) else None),
     )
+
+
+def _identifiers(error: ScaivaultError) -> tuple[IdentifierTrouble, ...]:
+    if error.identifier is None:
+        return ()
+    servers = error.verdicts if isinstance(error, DnsPropagationTimeout) else ()
+    return (IdentifierTrouble(identifier=error.identifier, type=error.code, detail=error.detail, servers=servers),)
 
 
 def _may_retry(error: ScaivaultError, misbehaved: int) -> bool:
     match error:
         case CaMisbehaved() | Internal():
             return misbehaved < MISBEHAVED_MAX
+        case DnsError():
+            return error.reason == "unreachable"
+        case DnsProviderError():
+            return not error.is_final
+        case ChallengeFailed():
+            return error.may_pass
         case _:
             return error.retryable
 
@@ -105,6 +123,6 @@ def _pause(error: ScaivaultError, attempt: int) -> float:
             return max(pause, _RATE_LIMIT_PAUSE_SECONDS)
         # Its word counts, but one that says "at once" again and again is not taken at it.
         return max(min(pause, _RATE_LIMIT_FLOOR_SECONDS), error.retry_after)
-    if isinstance(error, CaUnavailable) and error.retry_after is not None:
+    if isinstance(error, CaUnavailable | DnsProviderError) and error.retry_after is not None:
         return max(pause, error.retry_after)
     return pause

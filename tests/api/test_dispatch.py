@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 ISSUE = {"account_id": "acme_1", "domains": ["a.test"], "challenge_type": "http-01"}
 ACCOUNT = {"name": "n", "provider": "custom"}
 
+EXTRA: dict[str, tuple[Any, ...]] = {
+    "rate_limited": (1,),
+    "dns_error": ("no_zone",),
+    "dns_propagation_timeout": ((),),
+}
+
 
 def refused(body: bytes, request: type[m.Request]) -> e.InvalidRequest:
     with pytest.raises(e.InvalidRequest) as caught:
@@ -245,7 +251,7 @@ class TestProblems:
     @pytest.mark.parametrize("kind", e.WIRE_ERRORS, ids=lambda kind: kind.__name__)
     def test_every_error_becomes_a_problem_document(self, kind: type[e.ScaivaultError]) -> None:
         """Code, status and title are what programs and people read."""
-        error = kind("why", 1) if kind.code == "rate_limited" else kind("why")  # type: ignore[call-arg]
+        error = kind("why", *EXTRA.get(kind.code, ()))
         document = msgspec.to_builtins(problem(error, "req_1"))
         assert document["type"] == f"urn:scaivault:error:{kind.code}"
         assert (document["code"], document["status"], document["title"]) == (kind.code, kind.status, kind.title)

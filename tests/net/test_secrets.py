@@ -31,7 +31,7 @@ def secrets(
 )
 def test_what_lies_below_an_allowed_prefix_passes(reference: str) -> None:
     """The administrator's list is the whole rule."""
-    secrets().check(reference)
+    secrets().check(reference, "/eab/hmac_key_path")
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,14 @@ def test_what_lies_below_an_allowed_prefix_passes(reference: str) -> None:
 def test_everything_else_is_refused_and_points_at_the_member(reference: str) -> None:
     """A caller who may name any file reads the host's secrets by their effect."""
     with pytest.raises(InvalidRequest) as caught:
-        secrets().check(reference)
+        secrets().check(reference, "/eab/hmac_key_path")
     assert [each.pointer for each in caught.value.fields] == ["/eab/hmac_key_path"]
 
 
 def test_nothing_is_allowed_by_an_empty_list() -> None:
     """Closed unless opened."""
     with pytest.raises(InvalidRequest):
-        secrets(()).check("cred:eab")
+        secrets(()).check("cred:eab", "/eab/hmac_key_path")
 
 
 @pytest.mark.parametrize(
@@ -83,15 +83,15 @@ def test_nothing_is_allowed_by_an_empty_list() -> None:
 def test_the_master_key_is_nobodys_to_name(master_key: str, reference: str) -> None:
     """Also below an allowed prefix: it would turn up as the MAC key of a binding."""
     with pytest.raises(InvalidRequest):
-        secrets(master_key=master_key).check(reference)
-    secrets(master_key=master_key).check("cred:other")
+        secrets(master_key=master_key).check(reference, "/eab/hmac_key_path")
+    secrets(master_key=master_key).check("cred:other", "/eab/hmac_key_path")
 
 
 @pytest.mark.parametrize("reference", ["file:/etc/secrets//master", "file:/etc/secrets/./master"])
 def test_the_master_key_is_known_in_any_spelling_of_its_path(reference: str) -> None:
     """Two slashes open the same file."""
     with pytest.raises(InvalidRequest):
-        secrets(master_key="file:/etc/secrets/master").check(reference)
+        secrets(master_key="file:/etc/secrets/master").check(reference, "/eab/hmac_key_path")
 
 
 async def test_values_come_without_the_white_space_around_them(tmp_path: Path) -> None:
@@ -162,5 +162,5 @@ async def test_a_zero_byte_in_a_path_is_refused_like_any_other_nonsense() -> Non
     """JSON can carry it; an unforeseen error is retried and reported as ours."""
     reader = secrets()
     with pytest.raises((InvalidRequest, SecretNotFound)):
-        reader.check("file:/etc/secrets/a\x00b")
+        reader.check("file:/etc/secrets/a\x00b", "/eab/hmac_key_path")
         await reader.read("file:/etc/secrets/a\x00b")

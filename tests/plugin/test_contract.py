@@ -14,7 +14,7 @@ def hooks() -> dict[str, object]:
 
 def test_every_hook_is_documented_and_plain() -> None:
     """Its docstring is its specification; hooks return descriptions and never wait."""
-    assert set(hooks()) == {"scaivaultd_challenge_solvers"}
+    assert set(hooks()) == {"scaivaultd_challenge_solvers", "scaivaultd_dns_providers", "scaivaultd_secret_backends"}
     for name, hook in hooks().items():
         assert inspect.getdoc(hook), name
         assert not inspect.iscoroutinefunction(hook), name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from scaivaultd_plugins import http01
 
 from scaivaultd.plugin import PLUGIN_API, ChallengeResponse, SolverContext
@@ -22,11 +24,16 @@ class Responses:
         self.now.pop(token, None)
 
 
+def context(listener: Responses) -> SolverContext:
+    nothing: Any = None
+    return SolverContext(http01=listener, tlsalpn01=nothing, dns01=nothing)
+
+
 async def test_a_response_is_visible_until_it_is_cleaned_up() -> None:
     """The CA may look the moment `present` returns."""
     listener = Responses()
     (kind,) = http01.scaivaultd_challenge_solvers()
-    async with kind.open(SolverContext(http01=listener)) as solver:
+    async with kind.open(context(listener)) as solver:
         await solver.present(RESPONSE)
         assert listener.now == {"t1": "t1.thumb"}
         await solver.present(RESPONSE)
@@ -40,7 +47,7 @@ async def test_other_responses_are_left_alone() -> None:
     listener = Responses()
     listener.put("t2", "t2.thumb")
     (kind,) = http01.scaivaultd_challenge_solvers()
-    async with kind.open(SolverContext(http01=listener)) as solver:
+    async with kind.open(context(listener)) as solver:
         await solver.present(RESPONSE)
         await solver.clean_up(RESPONSE)
     assert listener.now == {"t2": "t2.thumb"}

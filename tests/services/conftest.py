@@ -31,11 +31,17 @@ from scaivaultd.api import messages as m
 from scaivaultd.api.commands import RequestContext
 from scaivaultd.model.errors import CaRefused, InvalidRequest, Problem, SecretNotFound, StorageUnavailable
 from scaivaultd.model.ids import AccountId, IdMaker, NodeId, OrderId
+from scaivaultd.plugin import PluginContext, SolverKind
 from scaivaultd.services.accounts import Accounts
+from scaivaultd.services.dns_providers import DnsProviders
 from scaivaultd.services.documents import ACCOUNTS, CERTIFICATES, ORDERS
 from scaivaultd.services.issuing import Issuing
 from scaivaultd.services.jobs import Jobs
+from scaivaultd.services.provider_pool import ProviderPool
 from scaivaultd.services.pursuit import Tools
+from scaivaultd.services.secrets import LentSecrets, Secrets
+from scaivaultd.services.solvers import OpenSolver, Solvers
+from scaivaultd.services.txt_records import TxtRecords
 from scaivaultd.services.waiting import Waiting
 from scaivaultd.store.sealing import EnvelopeSealer
 from scaivaultd.store.sqlite import SqliteStore
@@ -49,11 +55,11 @@ if TYPE_CHECKING:
 
     from scaivaultd.acme.signing import AccountKey
     from scaivaultd.model.names import Identifier
-    from scaivaultd.model.resources import Account, Certificate, Order
+    from scaivaultd.model.resources import Account, Certificate, DnsProvider, Order
     from scaivaultd.model.storage import Change, Changed, OutboxEvent, Page, Stored
-    from scaivaultd.plugin import ChallengeResponse
+    from scaivaultd.plugin import ChallengeResponse, DnsProviderKind, SecretBackend
     from scaivaultd.services.documents import Shelf, Versioned
-    from scaivaultd.services.ports import CaClient, Lease
+    from scaivaultd.services.ports import CaClient, Lease, NameServers
 
 DIRECTORY = "https://ca.test/directory"
 DEADLINE = 20.0
@@ -390,13 +396,13 @@ class ScriptedCas:
             raise InvalidRequest("a private address")
 
 
-class FakeSecrets:
-    """References and what stands behind them."""
+class OutsideSecrets:
+    """What `cred:` references point to."""
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
 
-    def check(self, reference: str) -> None:
+    def check(self, reference: str, pointer: str) -> None:
         if not reference.startswith("cred:"):
             raise InvalidRequest(f"{reference!r} is not allowed")
 
@@ -435,6 +441,20 @@ class RecordingSolver:
         self.in_place.pop(response.token, None)
 
 
+class NoNameServers:
+    """For worlds in which nobody asks DNS."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"DNS was asked: {name}")
+
+
+def _kind(challenge_type: str) -> SolverKind:
+    def never(_: Any) -> Any:
+        raise AssertionError("the worlds hand their solvers in")
+
+    return SolverKind(name=challenge_type, challenge_type=challenge_type, open=never)
+
+
 @dataclass
 class World:
     """One life of a daemon's services over a store; `die` ends it and begins the next."""
@@ -445,12 +465,17 @@ class World:
     clock: FakeClock
     ca: ScriptedCa
     cas: ScriptedCas
-    secrets: FakeSecrets
+    secrets: OutsideSecrets
     log: FilteringBoundLogger
     logged: list[EventDict]
     patience_seconds: float = 3600.0
     orders_per_ca: int = 4
     solver: RecordingSolver = field(default_factory=RecordingSolver)
+    secret_backends: dict[str, SecretBackend] = field(default_factory=dict)
+    dns_kinds: Sequence[DnsProviderKind] = ()
+    from_file: Sequence[DnsProvider] = ()
+    name_servers: NameServers = field(default_factory=lambda: NoNameServers())
+    solver_makers: Sequence[Callable[[World], OpenSolver]] = ()
 
     def __post_init__(self) -> None:
         self.node_id = NodeId("node_one")
@@ -463,11 +488,46 @@ class World:
         self.jobs = Jobs(self.log)
         self.waiting = Waiting(self.store)
         self.randomness = SeededRandomness()
+        self.secret_store = Secrets(
+            store=self.store,
+            sealer=self.sealer,
+            outside=self.secrets,
+            backends=self.secret_backends,
+            clock=self.clock,
+            log=self.log,
+        )
+        context = PluginContext(
+            secrets=LentSecrets(self.secret_store),
+            clock=self.clock,
+            fraction=self.randomness.fraction,
+            log=self.log,
+            user_agent="test",
+        )
+        self.pool = ProviderPool({kind.name: kind for kind in self.dns_kinds}, context, self.log)
+        self.providers = DnsProviders(
+            store=self.store,
+            pool=self.pool,
+            secrets=self.secret_store,
+            from_file=self.from_file,
+            ids=self.ids,
+            clock=self.clock,
+            log=self.log,
+        )
+        self.secret_store.referrers = self.providers.referrers
+        self.removals = Jobs(self.log)
+        self.records = TxtRecords(
+            store=self.store,
+            providers=self.providers,
+            name_servers=self.name_servers,
+            jobs=self.removals,
+            clock=self.clock,
+            log=self.log,
+        )
         self.accounts = Accounts(
             store=self.store,
             sealer=self.sealer,
             cas=self.cas,
-            secrets=self.secrets,
+            secrets=self.secret_store,
             jobs=self.jobs,
             waiting=self.waiting,
             ids=self.ids,
@@ -480,7 +540,8 @@ class World:
             store=self.store,
             sealer=self.sealer,
             accounts=self.accounts,
-            solvers={"http-01": self.solver},
+            solvers=Solvers([OpenSolver(kind=_kind("http-01"), solver=self.solver), *self.more_solvers()]),
+            records=self.records,
             ids=self.ids,
             clock=self.clock,
             randomness=self.randomness,
@@ -491,9 +552,13 @@ class World:
             self.tools,
             self.jobs,
             self.waiting,
+            providers=self.providers,
             orders_per_ca=self.orders_per_ca,
             patience_seconds=self.patience_seconds,
         )
+
+    def more_solvers(self) -> list[OpenSolver]:
+        return [make(self) for make in self.solver_makers]
 
     async def die(self) -> None:
         """End this life at once: tasks are torn, and nothing that was only in memory is left."""
@@ -639,6 +704,9 @@ async def make_world(
 
         async def end(world: World) -> None:
             await world.jobs.close(5)
+            await world.removals.close(5)
+            await world.records.close(5)
+            await world.pool.close()
 
         def make(**changes: Any) -> World:
             parts: dict[str, Any] = {
@@ -648,7 +716,7 @@ async def make_world(
                 "clock": clock,
                 "ca": ca,
                 "cas": ScriptedCas(ca),
-                "secrets": FakeSecrets(),
+                "secrets": OutsideSecrets(),
                 "log": log,
                 "logged": logged,
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,12 @@ from scaivaultd.services.setbacks import MISBEHAVED_MAX, Memory, judge, trouble_
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LIMIT = Problem(type="urn:ietf:params:acme:error:rateLimited", detail="too many certificates for example.org")
+
+EXTRA: dict[str, tuple[Any, ...]] = {
+    "rate_limited": (1,),
+    "dns_error": ("no_zone",),
+    "dns_propagation_timeout": ((),),
+}
 
 
 def memory(attempt: int = 0, misbehaved: int = 0, hours: float = 24) -> Memory:
@@ -119,5 +126,5 @@ def test_a_limit_beyond_our_patience_still_says_when_the_ca_may_be_asked() -> No
 @pytest.mark.parametrize("kind", WIRE_ERRORS, ids=lambda kind: kind.__name__)
 def test_a_trouble_carries_the_code_its_error_has_on_the_wire(kind: type[ScaivaultError]) -> None:
     """Orders show the same codes as replies: one list to program against."""
-    error = kind("why", 1) if kind.code == "rate_limited" else kind("why")  # type: ignore[call-arg]
+    error = kind("why", *EXTRA.get(kind.code, ()))
     assert trouble_of(error, None).code == kind.code

@@ -1,0 +1,153 @@
+"""Opens what the daemon serves with: listeners, the solvers and secret backends of plugins, providers of the file.
+
+A stranger's part that does not open is logged and left out; the daemon runs on without it.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from scaivaultd.listeners.http01 import Http01Fallback, Http01Listener
+from scaivaultd.listeners.sockets import bind_all
+from scaivaultd.listeners.tlsalpn01 import TlsAlpn01Listener
+from scaivaultd.model.ids import DnsProviderId
+from scaivaultd.model.resources import DnsProvider
+from scaivaultd.services.documents import digest
+from scaivaultd.services.jobs import bounded
+from scaivaultd.services.solvers import OpenSolver, Solvers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager, AsyncExitStack
+    from datetime import datetime
+
+    from structlog.typing import FilteringBoundLogger
+
+    from scaivaultd.model.clock import Clock
+    from scaivaultd.plugin import PluginContext, SecretBackend, SecretBackendKind, SolverContext, SolverKind
+    from scaivaultd.settings import DnsProviderSettings, Settings
+
+T = TypeVar("T")
+
+OPEN_SECONDS = 30.0
+
+
+class Listeners(msgspec.Struct, frozen=True, kw_only=True):
+    """The listeners that answer CAs; bound, and not yet listening."""
+
+    http01: Http01Listener
+    tlsalpn01: TlsAlpn01Listener
+
+
+def bind_listeners(settings: Settings, stack: AsyncExitStack, *, clock: Clock, log: FilteringBoundLogger) -> Listeners:
+    """Bind all addresses; raises StartupError when one cannot be had."""
+    http01 = Http01Listener(
+        _bound("http01", settings.http01.listen, log),
+        clock=clock,
+        log=log,
+        fallback=Http01Fallback(kind=settings.http01.fallback, upstream=settings.http01.upstream),
+    )
+    stack.push_async_callback(http01.close)
+    tlsalpn01 = TlsAlpn01Listener(
+        _bound("tlsalpn01", settings.tlsalpn01.listen, log),
+        upstream=settings.tlsalpn01.upstream,
+        clock=clock,
+        log=log,
+    )
+    stack.push_async_callback(tlsalpn01.close)
+    return Listeners(http01=http01, tlsalpn01=tlsalpn01)
+
+
+def _bound(name: str, listen: Sequence[Any], log: FilteringBoundLogger) -> Any:
+    bound = bind_all(listen)
+    for entry in bound.skipped:
+        log.warning(f"{name}.address_skipped", listen=entry.entry, reason=entry.reason)
+    return bound.sockets
+
+
+async def open_solvers(
+    kinds: Mapping[tuple[str, str], SolverKind],
+    context: SolverContext,
+    stack: AsyncExitStack,
+    log: FilteringBoundLogger,
+) -> Solvers:
+    """Open every solver."""
+    opened = []
+    for kind in kinds.values():
+        solver = await _opened(f"solver {kind.challenge_type}/{kind.name}", lambda k=kind: k.open(context), stack, log)
+        if solver is not None:
+            opened.append(OpenSolver(kind=kind, solver=solver))
+    return Solvers(opened)
+
+
+async def open_secret_backends(
+    kinds: Mapping[str, SecretBackendKind],
+    settings: Mapping[str, Mapping[str, Any]],
+    context: PluginContext,
+    stack: AsyncExitStack,
+    log: FilteringBoundLogger,
+) -> Mapping[str, SecretBackend]:
+    """Open every backend with its table of the configuration."""
+    for scheme in settings.keys() - kinds.keys():
+        log.warning("secret.backend_unknown", scheme=scheme)
+    opened: dict[str, SecretBackend] = {}
+    for scheme, kind in kinds.items():
+        try:
+            own = msgspec.convert(dict(settings.get(scheme, {})), kind.settings)
+        except msgspec.ValidationError as error:
+            log.error("secret.backend_misconfigured", scheme=scheme, detail=str(error))  # noqa: TRY400 - said in full
+            continue
+        backend = await _opened(f"secret backend {scheme}", lambda k=kind, o=own: k.open(o, context), stack, log)
+        if backend is not None:
+            opened[scheme] = backend
+    return opened
+
+
+async def _opened(what: str, opening: Any, stack: AsyncExitStack, log: FilteringBoundLogger) -> Any:
+    try:
+        manager: AbstractAsyncContextManager[Any] = opening()
+        opened = await bounded(_entered(manager), OPEN_SECONDS)
+    except Exception as error:  # noqa: BLE001 - a stranger's code must not keep the daemon down
+        # Its text may hold a secret; where it happened is enough for its author.
+        frames = [
+            f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)
+        ]
+        log.error("plugin.not_opened", what=what, error_type=type(error).__name__, frames=frames[-6:])  # noqa: TRY400
+        return None
+    stack.push_async_callback(_left, manager, what, log)
+    return opened
+
+
+async def _entered(manager: AbstractAsyncContextManager[T]) -> T:
+    return await manager.__aenter__()
+
+
+async def _left(manager: AbstractAsyncContextManager[Any], what: str, log: FilteringBoundLogger) -> None:
+    try:
+        await bounded(_exited(manager), 2.0)
+    except Exception as error:  # noqa: BLE001 - as above
+        log.warning("plugin.not_closed", what=what, error_type=type(error).__name__)
+
+
+async def _exited(manager: AbstractAsyncContextManager[Any]) -> None:
+    await manager.__aexit__(None, None, None)
+
+
+def providers_of(entries: Sequence[DnsProviderSettings], now: datetime) -> Sequence[DnsProvider]:
+    """The DNS providers of the configuration file; their ids follow from their names."""
+    return [
+        DnsProvider(
+            id=DnsProviderId(f"dnsp_file_{digest(entry.name)[:16]}"),
+            name=str(entry.name),
+            type=str(entry.type),
+            zones=tuple(map(str, entry.zones)),
+            config=entry.config,
+            created_at=now,
+            updated_at=now,
+            origin="file",
+        )
+        for entry in entries
+    ]
