@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from scaivaultd.plugin import ChallengeResponse, ChallengeSolver, Dns01Records, SolverContext, SolverKind, hookimpl
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterable
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
 SCAIVAULTD_PLUGIN_API = "1.1"
 
@@ -32,8 +32,8 @@ class Dns01Solver:
         """Give the value up."""
         await self._records.remove(response, txt_value(response.key_authorization))
 
-    async def claims(self, response: ChallengeResponse) -> Collection[str]:
-        """Names at providers that hold few values at once."""
+    async def claims(self, response: ChallengeResponse) -> Mapping[str, int]:
+        """How many values a record name holds at once."""
         return await self._records.claims(response)
 
 
@@ -52,5 +52,12 @@ async def _open(context: SolverContext) -> AsyncIterator[ChallengeSolver]:
 def scaivaultd_challenge_solvers() -> Iterable[SolverKind]:
     """The one solver of this plugin."""
     return [
-        SolverKind(name="dns-01", challenge_type="dns-01", open=_open, present_seconds=PRESENT_SECONDS, is_slow=True)
+        SolverKind(
+            name="dns-01",
+            challenge_type="dns-01",
+            open=_open,
+            present_seconds=PRESENT_SECONDS,
+            is_slow=True,
+            is_lasting=True,
+        )
     ]

@@ -16,7 +16,7 @@ from scaivaultd.plugin import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterable
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
 SCAIVAULTD_PLUGIN_API = "1.1"
 
@@ -44,9 +44,9 @@ class TlsAlpn01Solver:
         """Let the listener forget the identifier."""
         self._responses.remove(response.identifier)
 
-    async def claims(self, response: ChallengeResponse) -> Collection[str]:
+    async def claims(self, response: ChallengeResponse) -> Mapping[str, int]:
         """The identifier: a validator says nothing else, so there is one certificate for it at a time."""
-        return [response.identifier.lower()]
+        return {response.identifier.lower(): 1}
 
 
 @asynccontextmanager

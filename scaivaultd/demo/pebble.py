@@ -23,9 +23,23 @@ def is_installed() -> bool:
 class Pebble:
     """A running Pebble. `trust_file` vouches for its HTTPS; what it issues hangs below another, new root."""
 
-    def __init__(self, folder: Path, http01_port: int, environment: Mapping[str, str] | None = None) -> None:
-        """`environment` holds Pebble's switches (PEBBLE_VA_NOSLEEP and so on)."""
+    def __init__(
+        self,
+        folder: Path,
+        http01_port: int,
+        environment: Mapping[str, str] | None = None,
+        *,
+        tlsalpn01_port: int | None = None,
+        dns_server: str | None = None,
+    ) -> None:
+        """`environment` holds Pebble's switches (PEBBLE_VA_NOSLEEP and so on).
+
+        `dns_server` (`address:port`) is whom it asks about names; without one, a server that sends every name to
+        127.0.0.1.
+        """
         self.http01_port = http01_port
+        self.tlsalpn01_port = tlsalpn01_port or free_port()
+        self._dns_server = dns_server
         self._folder = folder
         self._environment = environment or {}
         port, self.management_port, self._dns_port, self.dns_control_port = (free_port() for _ in range(4))
@@ -42,15 +56,17 @@ class Pebble:
         self.trust_file.write_text(root_pem)
         (self._folder / "https.pem").write_bytes(https_pem)
         self._write_configuration()
-        for process in (self._dns, self._pebble):
-            process.start()
-        await until(lambda: listens(self.dns_control_port), "pebble-challtestsrv listens")
+        if self._dns_server is None:
+            self._dns.start()
+            await until(lambda: listens(self.dns_control_port), "pebble-challtestsrv listens")
+        self._pebble.start()
         await until(lambda: listens(self._port), "Pebble listens")
 
     async def stop(self) -> None:
         """End both programs."""
-        for process in (self._pebble, self._dns):
-            await process.stop()
+        await self._pebble.stop()
+        if self._dns_server is None:
+            await self._dns.stop()
 
     @property
     def pid(self) -> int:
@@ -74,7 +90,8 @@ class Pebble:
         return ["pebble-challtestsrv", *off, *ports]
 
     def _pebble_arguments(self) -> list[str]:
-        return ["pebble", "-config", str(self._folder / "config.json"), "-dnsserver", f"127.0.0.1:{self._dns_port}"]
+        dns_server = self._dns_server or f"127.0.0.1:{self._dns_port}"
+        return ["pebble", "-config", str(self._folder / "config.json"), "-dnsserver", dns_server]
 
     def _write_configuration(self) -> None:
         settings = {
@@ -83,7 +100,7 @@ class Pebble:
             "certificate": str(self._folder / "https.pem"),
             "privateKey": str(self._folder / "https.pem"),
             "httpPort": self.http01_port,
-            "tlsPort": free_port(),
+            "tlsPort": self.tlsalpn01_port,
             "ocspResponderURL": "",
             "externalAccountBindingRequired": False,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
@@ -49,12 +49,13 @@ class ChallengeSolver(Protocol):
 
 @runtime_checkable
 class ClaimingSolver(Protocol):
-    """A solver that can hold some things for one order at a time only."""
+    """A solver that can hold only so many responses of some kind at a time."""
 
-    async def claims(self, response: ChallengeResponse) -> Collection[str]:
-        """What `response` needs for itself alone, as keys of the solver's choice.
+    async def claims(self, response: ChallengeResponse) -> Mapping[str, int]:
+        """What `response` needs a share of: keys of the solver's choice, and how many responses may share each.
 
-        The host lets one order at a time have a key, from before `present` until after `clean_up`.
+        The host lets no more have it, from before `present` until after `clean_up`; orders queue up. An order whose
+        own responses are too many has it alone.
         """
         ...
 
@@ -103,8 +104,8 @@ class Dns01Records(Protocol):
         """Give the value up; it goes when nobody else uses it."""
         ...
 
-    async def claims(self, response: ChallengeResponse) -> Collection[str]:
-        """See `ClaimingSolver`: names whose provider holds few values at once."""
+    async def claims(self, response: ChallengeResponse) -> Mapping[str, int]:
+        """See `ClaimingSolver`: how many values a record name holds at once."""
         ...
 
 
@@ -122,7 +123,8 @@ class SolverKind(msgspec.Struct, frozen=True, kw_only=True):
     `name` is what a request's `solver` names; the daemon's own have the name of their type, and are
     used when none is named. `open` is called once at start; the context manager it returns is left when
     the daemon stops. `present_seconds` is how long `present` may take, waiting for claims included. `is_slow`: it may
-    wait for minutes, and the host lets other orders of the same CA go on meanwhile.
+    wait for minutes, and the host lets other orders of the same CA go on meanwhile. `is_lasting`: what is in place
+    outlives the daemon's process, so it is not put there anew at a start.
     """
 
     name: str
@@ -130,3 +132,4 @@ class SolverKind(msgspec.Struct, frozen=True, kw_only=True):
     open: Callable[[SolverContext], AbstractAsyncContextManager[ChallengeSolver]]
     present_seconds: float = 300.0
     is_slow: bool = False
+    is_lasting: bool = False

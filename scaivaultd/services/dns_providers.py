@@ -219,11 +219,6 @@ class DnsProviders:
             )
         return best[0].record
 
-    async def any_limited(self) -> bool:
-        """Whether a provider is configured that holds few values at a name."""
-        kinds = [self._pool.kinds.get(each.type) for each in await self.all()]
-        return any(kind is not None and kind.capabilities.max_values is not None for kind in kinds)
-
     async def referrers(self) -> Mapping[str, Sequence[str]]:
         """The names of the providers that refer to each secret."""
         users: dict[str, list[str]] = {}

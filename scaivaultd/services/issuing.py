@@ -118,10 +118,10 @@ class Issuing:
         except UnsupportedChallenge as error:
             log.error("order.no_solver", challenge_type=order.challenge_type, detail=error.detail)  # noqa: TRY400 - said in full
             return
-        # What a slow solver has put in place is elsewhere and still there; nobody was away.
-        was_away = order.url is not None and not solver.kind.is_slow
+        # What a lasting solver has put in place is elsewhere and still there; nobody was away.
+        was_away = order.url is not None and not solver.kind.is_lasting
         presence = Presence(solver, self._tools.solvers.claims, log, was_away=was_away)
-        if not presence.is_slow:
+        if not solver.kind.is_lasting:
             self._resumed.append(presence)
         self._start(order.id, presence, journalled(order))
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from scaivaultd.model.errors import ChallengeFailed, ScaivaultError, Timeout
 from scaivaultd.plugin import ChallengeResponse, ClaimingSolver, SolverError
 from scaivaultd.services.jobs import bounded, outcome_of, side_by_side, unbroken
+from scaivaultd.services.solvers import Share
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
@@ -39,15 +41,15 @@ class Presence:
         self._log = log
         self._begun: dict[str, ChallengeResponse] = {}
         self._in_place: set[str] = set()
-        self._claimed: set[str] = set()
+        self._claimed: dict[str, Share] = {}
         self._holding = AsyncExitStack()
         self._settled = asyncio.Event()
         self.was_away = was_away
 
     @property
-    def is_slow(self) -> bool:
-        """Whether putting things in place may take minutes."""
-        return self._kind.is_slow
+    def may_wait(self) -> bool:
+        """Whether putting things in place may take minutes, for DNS or for another order."""
+        return self._kind.is_slow or isinstance(self._solver, ClaimingSolver)
 
     async def settled(self) -> None:
         """Wait until `restore` has done what it can."""
@@ -56,9 +58,9 @@ class Presence:
     async def restore(self, journal: Mapping[str, ChallengeResponse]) -> None:
         """Put back what the order had in place in an earlier process; failures are tried again by the attempts.
 
-        What a slow solver had in place outlives a process: it is only remembered, to be cleaned up.
+        What a lasting solver had in place is still there: it is only remembered, to be cleaned up.
         """
-        if self.is_slow:
+        if self._kind.is_lasting:
             self._begun.update(journal)
             return
         try:
@@ -91,8 +93,8 @@ class Presence:
         if not isinstance(solver, ClaimingSolver):
             return
         each_claims = await side_by_side([solver.claims(each) for each in responses.values()], AT_ONCE)
-        wanted = {f"{self._kind.name} {key}" for keys in each_claims for key in keys}
-        if wanted <= self._claimed:
+        wanted = self._shares(each_claims)
+        if all(self._claimed.get(key) == share for key, share in wanted.items()):
             return
         if self._claimed:
             # Taking more while holding some could make a circle: let go, and take all in order.
@@ -104,10 +106,15 @@ class Presence:
             raise
         self._claimed = wanted
 
+    def _shares(self, claims: Sequence[Mapping[str, int]]) -> dict[str, Share]:
+        counts = Counter(key for each in claims for key in each)
+        capacities = {key: capacity for each in claims for key, capacity in each.items()}
+        return {f"{self._kind.name} {key}": Share(count, max(1, capacities[key])) for key, count in counts.items()}
+
     async def _let_go(self) -> None:
         await self._holding.aclose()
         self._holding = AsyncExitStack()
-        self._claimed = set()
+        self._claimed = {}
 
     async def _present(self, url: str, response: ChallengeResponse) -> None:
         try:

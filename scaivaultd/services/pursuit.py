@@ -384,7 +384,7 @@ class Pursuit:
         await self._respond([challenge for challenge in challenges if challenge.status == "pending"])
 
     async def _present(self, responses: Mapping[str, ChallengeResponse]) -> None:
-        if not self._presence.is_slow:
+        if not self._presence.may_wait:
             await self._presence.present(responses)
             return
         async with self._place.given_up():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -13,7 +13,7 @@ from scaivaultd.model.errors import FieldError, UnsupportedChallenge
 from scaivaultd.plugin import ChallengeSolver, SolverKind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class OpenSolver(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,18 +65,68 @@ class Solvers:
 
 
 class Claims:
-    """Keys that one order holds at a time."""
+    """What only so many responses hold at a time, by key; first come, first served."""
 
     def __init__(self) -> None:
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._shares: dict[str, _Shares] = {}
 
-    async def take(self, keys: Collection[str], holding: AsyncExitStack) -> None:
-        """Wait for all of them, in one order for everybody so that nobody waits in a circle; let go with `holding`,
-        also of those it has when it is cancelled while it waits for more.
+    async def take(self, wanted: Mapping[str, Share], holding: AsyncExitStack) -> None:
+        """Wait for all, key by key in one order for everybody so that nobody waits in a circle.
+
+        Let go with `holding`, also what is held already when this is cancelled.
         """
-        for key in sorted(keys):
-            lock = self._locks.setdefault(key, asyncio.Lock())
-            await holding.enter_async_context(lock)
+        for key in sorted(wanted):
+            shares = self._shares.setdefault(key, _Shares(wanted[key].capacity))
+            count = min(wanted[key].count, shares.capacity)
+            await shares.take(count)
+            holding.callback(self._give, key, shares, count)
+
+    def _give(self, key: str, shares: _Shares, count: int) -> None:
+        shares.give(count)
+        if shares.is_idle and self._shares.get(key) is shares:
+            del self._shares[key]
+
+
+class Share(msgspec.Struct, frozen=True):
+    """How much of something is wanted, and how much there is."""
+
+    count: int
+    capacity: int
+
+
+class _Shares:
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._free = capacity
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def is_idle(self) -> bool:
+        return self._free == self.capacity and not self._waiting
+
+    async def take(self, count: int) -> None:
+        if not self._waiting and self._free >= count:
+            self._free -= count
+            return
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        place = (count, granted)
+        self._waiting.append(place)
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if granted.done() and not granted.cancelled():
+                self.give(count)  # it came at the same moment
+            else:
+                self._waiting.remove(place)
+                self.give(0)
+            raise
+
+    def give(self, count: int) -> None:
+        self._free += count
+        while self._waiting and self._free >= self._waiting[0][0]:
+            taken, granted = self._waiting.popleft()
+            self._free -= taken
+            granted.set_result(None)
 
 
 def _refused(pointer: str, code: str, detail: str) -> UnsupportedChallenge:

@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     from scaivaultd.services.provider_pool import OpenProvider
 
 PREFIX = "_acme-challenge."
+PLACE_SECONDS = 60.0
+"""How long what was found out for `claims` is good for `put`."""
+VALUES_AT_ONCE = 6
+"""So many values of ours at a name at a time. Their answer fits 512 bytes: a validator that asks without EDNS and does
+not turn to TCP (Pebble is one) finds no value at all among more. Services have limits, too (Azure 20 to a set)."""
 LIVE_SECONDS = 180.0
 REMOVAL_PAUSES_SECONDS = (5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
 REMOVAL_TRIES = 40
@@ -94,6 +99,7 @@ class TxtRecords:
         self._log = log
         self._batches: dict[tuple[str, ...], _Batch] = {}
         self._writing: set[asyncio.Task[Any]] = set()
+        self._places: dict[str, tuple[float, Place]] = {}
         self._wanted: dict[tuple[str, str], dict[str, None]] = {}
         self._reports: dict[str, dict[str, PropagationReport]] = {}
 
@@ -103,9 +109,8 @@ class TxtRecords:
         Raises:
             DnsError, DnsProviderError, SecretNotFound, DnsPropagationTimeout: naming the identifier.
         """
-        named, override = await self._wishes(response)
         try:
-            place = await self.place(f"{PREFIX}{response.identifier}", named, override)
+            place = await self._place_of(response)
             await self.write_and_see(place, value, _user(response), response.order_id, response.identifier)
         except ScaivaultError as error:
             error.identifier = response.identifier
@@ -113,21 +118,29 @@ class TxtRecords:
 
     async def remove(self, response: ChallengeResponse, value: str) -> None:
         """See `Dns01Records`: gives the value up and leaves its removal to a job."""
+        self._places.pop(_user(response), None)
         await self.release(_user(response))
         self._unwant(response.order_id, value)
 
-    async def claims(self, response: ChallengeResponse) -> Collection[str]:
+    async def claims(self, response: ChallengeResponse) -> Mapping[str, int]:
         """See `Dns01Records`."""
-        if not await self._providers.any_limited():
-            return ()
-        named, override = await self._wishes(response)
         try:
-            place = await self.place(f"{PREFIX}{response.identifier}", named, override)
+            place = await self._place_of(response)
         except ScaivaultError:
-            return ()  # `put` will meet and report it
-        if place.provider.kind.capabilities.max_values is None:
-            return ()
-        return [f"{place.provider.record.id} {place.record_name}"]
+            return {}  # `put` will meet and report it
+        limit = min(VALUES_AT_ONCE, place.provider.kind.capabilities.max_values or VALUES_AT_ONCE)
+        return {f"{place.provider.record.id} {place.record_name}": limit}
+
+    async def _place_of(self, response: ChallengeResponse) -> Place:
+        """Where the response's value goes, as found a moment ago or now."""
+        now = self._clock.monotonic()
+        key = _user(response)
+        if (known := self._places.pop(key, None)) and known[0] > now:
+            return known[1]
+        named, override = await self._wishes(response)
+        place = await self.place(f"{PREFIX}{response.identifier}", named, override)
+        self._places[key] = (now + PLACE_SECONDS, place)
+        return place
 
     def reports(self, order_id: str) -> tuple[PropagationReport, ...]:
         """How far the values of an order have come, as far as this process knows."""

@@ -139,18 +139,24 @@ class Daemon:
         return await self.process.stop(number)
 
 
+def tlsalpn01_listen(ca: Any) -> str:
+    """Where a CA asks for tls-alpn-01, if it does."""
+    port = getattr(ca, "tlsalpn01_port", None)
+    return f'listen = ["127.0.0.1:{port}"]' if port else "listen = []"
+
+
 def configuration(pebble: Any, **sections: str) -> str:
     """A configuration for a CA on loopback; `sections` add lines to a section."""
     host = pebble.directory_url.split("/")[2]
     lines = {
         "nats": "",
         "http01": f'listen = ["127.0.0.1:{pebble.http01_port}"]',
-        "tlsalpn01": "listen = []",
+        "tlsalpn01": tlsalpn01_listen(pebble),
         "acme": f'trust_files = ["{pebble.trust_file}"]\nprivate_directories = ["{host}"]',
         "log": 'level = "debug"\nformat = "json"',
     }
     for section, more in sections.items():
-        lines[section] = f"{lines[section]}\n{more}"
+        lines[section] = f"{lines.get(section, '')}\n{more}"
     return "\n".join(f"[{section}]\n{text}" for section, text in lines.items())
 
 
@@ -170,9 +176,9 @@ def make_pebble(stack: AsyncExitStack, tmp_path: Path) -> MakePebble:
     if not pebble_program.is_installed():
         pytest.fail("Debian's package pebble is missing: `make test` installs it, or: apt-get install pebble")
 
-    async def make(**environment: str) -> Pebble:
+    async def make(dns_server: str | None = None, **environment: str) -> Pebble:
         settings = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0", "PEBBLE_AUTHZREUSE": "0", **environment}
-        pebble = Pebble(tmp_path / "pebble", free_port(), settings)
+        pebble = Pebble(tmp_path / "pebble", free_port(), settings, dns_server=dns_server)
         stack.push_async_callback(pebble.stop)
         await pebble.start()
         return pebble
