@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := scaivaultd plugins contrib_dns tests bench
 
-.PHONY: demo test check bench clean lock docs venv new-venv packages help
+.PHONY: demo test check bench clean lock docs venv new-venv packages test-packages help
 .DEFAULT_GOAL := help
 
 help: ## Show this help
@@ -15,7 +15,7 @@ help: ## Show this help
 demo: venv packages ## From a fresh checkout to a certificate; KEEP=1 leaves it running
 	@$(BIN)/scaivaultd demo $(if $(KEEP),--keep)
 
-test: venv packages ## The whole test suite, with real servers
+test: venv packages test-packages ## The whole test suite, with real servers
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: venv ## Lint, types, architecture, lock and docs drift
@@ -60,3 +60,7 @@ new-venv:
 packages:
 	@command -v pebble >/dev/null && command -v pebble-challtestsrv >/dev/null || .ci/debian-packages pebble
 	@command -v openssl >/dev/null || .ci/debian-packages openssl
+
+# The tests of dns-01 ask a real BIND.
+test-packages:
+	@command -v named >/dev/null && command -v dnssec-signzone >/dev/null || .ci/debian-packages bind9

@@ -1,10 +1,13 @@
 """Writes the reference pages from the tables they describe: `python -m scaivaultd.reference docs/reference`.
 
+The pages of the DNS providers land beside that folder, in `docs/providers`.
+
 The pages are committed; a test compares them with what this module would write.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from pathlib import Path
@@ -16,6 +19,7 @@ from scaivaultd.api.commands import COMMANDS, EVERYWHERE
 from scaivaultd.api.events import EVENTS
 from scaivaultd.api.schema import schema_of
 from scaivaultd.model.errors import WIRE_ERRORS
+from scaivaultd.reference_providers import provider_pages
 from scaivaultd.settings_reference import reference_markdown
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ def pages() -> dict[str, str]:
         "events.md": _events(),
         "errors.md": _errors(),
         "configuration.md": reference_markdown(),
+        "plugin-api.md": _plugin_api(),
     }
 
 
@@ -158,10 +163,68 @@ def _type(member: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     return str(member.get("type", "any"))
 
 
+def _plugin_api() -> str:
+    lines = [
+        "# Plugin API",
+        "",
+        "Generated from the docstrings of `scaivaultd.plugin`; [Write a plugin](../how-to/write-a-plugin.md) tells how",
+        "the parts play together. Everything here but `http` and `testing` is imported from `scaivaultd.plugin`.",
+        "",
+    ]
+    # Read, not imported: `testing` needs pytest.
+    folder = Path(__file__).with_name("plugin")
+    for module in ("hookspecs", "dns", "challenge", "secrets", "context", "errors", "names", "http", "testing"):
+        lines += _module(f"scaivaultd.plugin.{module}", ast.parse((folder / f"{module}.py").read_text()))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _module(name: str, tree: ast.Module) -> Iterator[str]:
+    yield f"## `{name}`"
+    yield ""
+    yield ast.get_docstring(tree) or ""
+    yield ""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Assign) and _is_public(node):
+            _shorten(node)
+            yield "```python"
+            yield ast.unparse(node)
+            yield "```"
+            yield ""
+
+
+def _is_public(node: ast.stmt) -> bool:
+    match node:
+        case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            return not name.startswith("_")
+        case ast.Assign(targets=[ast.Name(id=name)]):
+            return not name.startswith("_")
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return not name.startswith("_")
+        case ast.Expr(value=ast.Constant()):
+            return True
+        case _:
+            return False
+
+
+def _shorten(node: ast.stmt) -> None:
+    """Leave of a class its public members, of a function what its docstring says."""
+    if isinstance(node, ast.ClassDef):
+        node.body = [each for each in node.body if _is_public(each)] or [ast.Pass()]
+        for each in node.body:
+            _shorten(each)
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        told = node.body[:1] if ast.get_docstring(node) else []
+        node.body = [*told, ast.Expr(ast.Constant(...))]
+
+
 def write(folder: Path) -> None:
-    """Write every page into `folder`."""
+    """Write every page into `folder`, and those of the DNS providers into the folder `providers` beside it."""
     for name, text in pages().items():
         (folder / name).write_text(text)
+    providers = folder.parent / "providers"
+    providers.mkdir(exist_ok=True)
+    for name, text in provider_pages().items():
+        (providers / name).write_text(text)
 
 
 if __name__ == "__main__":

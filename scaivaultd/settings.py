@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -19,12 +19,14 @@ from scaivaultd.settings_check import Finding, findings
 from scaivaultd.settings_locator import Key, dotted, line_of, lines_of
 from scaivaultd.settings_values import (
     HostPort,
+    Label,
     ListenAddress,
     MasterKeySource,
     NatsUrl,
     Resolver,
     SecretPrefix,
     SubjectRoot,
+    ZoneName,
     read_value,
 )
 
@@ -37,6 +39,7 @@ _Section = TypeVar("_Section", bound=msgspec.Struct)
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "json", "console"]
+Fallback = Literal["404", "redirect", "proxy"]
 
 
 class NatsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,6 +89,20 @@ class Http01Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "Empty: no listener."
         ),
     ] = (ListenAddress("0.0.0.0:80"), ListenAddress("[::]:80"))
+    fallback: Annotated[
+        Fallback,
+        Meta(
+            description="What becomes of requests that are not for a challenge of ours: 404 refuses them, redirect "
+            "sends them to https on the same host, proxy joins them with `upstream`."
+        ),
+    ] = "404"
+    upstream: Annotated[
+        HostPort | None,
+        Meta(
+            description="The web server, as host:port, that gets those requests unchanged with fallback proxy, and "
+            "only then. It sees them come from the daemon's address."
+        ),
+    ] = None
 
 
 class TlsAlpn01Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,6 +115,13 @@ class TlsAlpn01Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             "Empty: no listener."
         ),
     ] = (ListenAddress("0.0.0.0:443"), ListenAddress("[::]:443"))
+    upstream: Annotated[
+        HostPort | None,
+        Meta(
+            description="The TLS server, as host:port, that gets every connection unchanged that is not for a "
+            "challenge of ours. It sees them come from the daemon's address. Unset: they are closed."
+        ),
+    ] = None
 
 
 class AcmeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -155,6 +179,13 @@ class SecretsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             "file:/DIRECTORY/ or env:PREFIX. Callers cannot use any other."
         ),
     ] = (SecretPrefix("cred:"),)
+    backends: Annotated[
+        dict[str, dict[str, Any]],
+        Meta(
+            description="Settings of secret backends that plugins bring, each in a table named after its scheme, such "
+            "as [secrets.backends.vault]."
+        ),
+    ] = {}
 
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -164,6 +195,25 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     format: Annotated[
         LogFormat, Meta(description="How lines look; auto is console on a terminal and json elsewhere.")
     ] = "auto"
+
+
+class DnsProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A DNS provider that the administrator configures here; most are configured by request instead.
+
+    Callers can use and test it, not change it. Types that run programs or call hosts of their own choice
+    (`exec`, `httpreq`) can only be configured here.
+    """
+
+    name: Annotated[Label, Meta(description="What requests call it in `dns_provider`; unique.")]
+    type: Annotated[Label, Meta(description="The kind of provider; see docs/providers.")]
+    zones: Annotated[
+        tuple[ZoneName, ...],
+        Meta(description="The zones it serves. Empty: the provider is asked which it has."),
+    ] = ()
+    config: Annotated[
+        dict[str, Any],
+        Meta(description="Settings of its kind. Secrets are named by reference, as in requests."),
+    ] = {}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -180,6 +230,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dns: DnsSettings = DnsSettings()
     secrets: SecretsSettings = SecretsSettings()
     log: LogSettings = LogSettings()
+    dns_provider: Annotated[
+        tuple[DnsProviderSettings, ...],
+        Meta(description="DNS providers of the administrator, each in a table of its own."),
+    ] = ()
 
 
 class Mistake(msgspec.Struct, frozen=True, kw_only=True):
@@ -276,12 +330,27 @@ def _contradictions(table: Mapping[str, object], found: Sequence[Finding]) -> It
         for name, section in table.items()
         if isinstance(section, dict)
     }
+    yield from _repeated_names(table.get("dns_provider"))
     if faulty.isdisjoint({("nats", "subject_root"), ("nats", "events_root")}):
         yield from _overlapping_roots(_section(NatsSettings, sound, "nats"), sound)
     if faulty.isdisjoint({("http01", "listen"), ("tlsalpn01", "listen")}):
         yield from _shared_addresses(
             _section(Http01Settings, sound, "http01"), _section(TlsAlpn01Settings, sound, "tlsalpn01")
         )
+    if not any(table == "http01" for table, *_ in faulty):
+        http01 = _section(Http01Settings, sound, "http01")
+        yield from _upstream_or_not(http01)
+        yield from _own_upstream("http01", http01)
+    if not any(table == "tlsalpn01" for table, *_ in faulty):
+        yield from _own_upstream("tlsalpn01", _section(TlsAlpn01Settings, sound, "tlsalpn01"))
+
+
+def _repeated_names(tables: object) -> Iterator[Finding]:
+    seen: dict[object, int] = {}
+    for place, table in enumerate(tables if isinstance(tables, list) else []):
+        name = table.get("name") if isinstance(table, dict) else None
+        if isinstance(name, str) and seen.setdefault(name, place) != place:
+            yield Finding(("dns_provider", place, "name"), f"is taken already, by dns_provider[{seen[name]}]")
 
 
 def _section(struct: type[_Section], tables: Mapping[str, Mapping[str, object]], name: str) -> _Section:
@@ -304,3 +373,18 @@ def _shared_addresses(http01: Http01Settings, tlsalpn01: TlsAlpn01Settings) -> I
         # Every socket on port 0 gets a port of its own.
         if address.port and address in http01.listen:
             yield Finding(("tlsalpn01", "listen", place), f"{address} is in http01.listen too")
+
+
+def _upstream_or_not(http01: Http01Settings) -> Iterator[Finding]:
+    if http01.fallback == "proxy" and http01.upstream is None:
+        yield Finding(("http01", "fallback"), "'proxy' needs an upstream: the host:port of the web server")
+    if http01.fallback != "proxy" and http01.upstream is not None:
+        yield Finding(
+            ("http01", "upstream"), f"is used with fallback = 'proxy' only, and fallback is {http01.fallback!r}"
+        )
+
+
+def _own_upstream(name: str, listener: Http01Settings | TlsAlpn01Settings) -> Iterator[Finding]:
+    # Each connection would be joined with another one to ourselves, until none is left.
+    if listener.upstream is not None and any(each.is_reached_by(listener.upstream) for each in listener.listen):
+        yield Finding((name, "upstream"), f"{listener.upstream} is where this listener itself listens")

@@ -2,7 +2,8 @@
 
 msgspec stops at the first mistake and answers in its own words; people who edit a file want to
 hear all of them at once, and what to write instead. A Struct for settings may hold Structs,
-literals, bounded numbers, the values of `settings_values`, tuples of those, and each of them or None.
+literals, bounded numbers, the values of `settings_values`, tuples of those or of Structs, free-form
+tables, and each of them or None.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ def _option(field: inspect.Field) -> Option:
         kind = kind.type
     if isinstance(kind, inspect.UnionType):
         [kind] = [each for each in kind.types if not isinstance(each, inspect.NoneType)]
-    return Option(name=field.name, kind=kind, description=description, default=field.default)
+    default = field.default
+    if field.default_factory is not msgspec.NODEFAULT:
+        default = field.default_factory()
+    return Option(name=field.name, kind=kind, description=description, default=default)
 
 
 def _known_keys(struct: type[msgspec.Struct], table: Key) -> Iterator[tuple[Key, Option]]:
@@ -112,7 +116,17 @@ def _value(kind: inspect.Type, value: object, key: Key, elsewhere: Sequence[Key]
             else:
                 yield _wrong_type("a table", value, key)
         case inspect.VarTupleType():
-            yield from _list(kind, value, key)
+            if isinstance(kind.item_type, inspect.StructType):
+                yield from _tables(kind.item_type.cls, value, key, elsewhere)
+            else:
+                yield from _list(kind, value, key)
+        case inspect.DictType():
+            # Free-form: whoever it is for judges what stands in it.
+            if not isinstance(value, dict):
+                yield _wrong_type("a table", value, key)
+            elif isinstance(kind.value_type, inspect.DictType):
+                for name, inner in value.items():
+                    yield from _value(kind.value_type, inner, (*key, name), elsewhere)
         case inspect.CustomType():
             yield from _text(kind.cls, value, key)
         case inspect.LiteralType():
@@ -121,6 +135,14 @@ def _value(kind: inspect.Type, value: object, key: Key, elsewhere: Sequence[Key]
             yield from _number(kind, value, key)
         case _:
             raise TypeError(f"{kind} has no place in settings")
+
+
+def _tables(struct: type[msgspec.Struct], value: object, key: Key, elsewhere: Sequence[Key]) -> Iterator[Finding]:
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        yield _wrong_type(f"tables, each under [[{'.'.join(map(str, key))}]]", value, key)
+        return
+    for place, table in enumerate(value):
+        yield from _table(struct, table, (*key, place), elsewhere)
 
 
 def _list(kind: inspect.VarTupleType, value: object, key: Key) -> Iterator[Finding]:

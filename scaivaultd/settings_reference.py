@@ -36,15 +36,22 @@ def _page() -> Iterator[str]:
     yield ""
     yield "## Above the first table"
     yield ""
-    yield from _table(option for option in options if not isinstance(option.kind, inspect.StructType))
+    yield from _table(option for option in options if _struct_of(option) is None)
     for option in options:
-        if isinstance(option.kind, inspect.StructType):
-            yield from _section(option.name, option.kind.cls)
+        if (struct := _struct_of(option)) is not None:
+            header = f"[{option.name}]" if isinstance(option.kind, inspect.StructType) else f"[[{option.name}]]"
+            yield from _section(header, struct)
 
 
-def _section(name: str, struct: type[msgspec.Struct]) -> Iterator[str]:
+def _struct_of(option: Option) -> type[msgspec.Struct] | None:
+    """The Struct of an option that is a table, or tables."""
+    kind = option.kind.item_type if isinstance(option.kind, inspect.VarTupleType) else option.kind
+    return kind.cls if isinstance(kind, inspect.StructType) else None
+
+
+def _section(header: str, struct: type[msgspec.Struct]) -> Iterator[str]:
     yield ""
-    yield f"## `[{name}]`"
+    yield f"## `{header}`"
     yield ""
     yield (struct.__doc__ or "").strip()
     yield ""
@@ -63,6 +70,8 @@ def _form(kind: inspect.Type) -> str:
     match kind:
         case inspect.VarTupleType():
             return f"list ({_form(kind.item_type)})"
+        case inspect.DictType():
+            return "table"
         case inspect.CustomType():
             return SYNTAXES[kind.cls].form
         case inspect.LiteralType():

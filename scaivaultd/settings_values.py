@@ -21,6 +21,7 @@ _DNS_PORT = 53
 _HIGHEST_PORT = 65535
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _SUBJECT_TOKEN = re.compile(r"[A-Za-z0-9_-]+")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LONGEST_SHOWN = 80
 
@@ -35,6 +36,15 @@ class ListenAddress(str):
         """The number behind the last colon."""
         return int(self.rpartition(":")[2])
 
+    def is_reached_by(self, target: HostPort) -> bool:
+        """Whether who connects to `target` certainly ends here; what other names mean, this does not know."""
+        host, _, port = target.rpartition(":")
+        if not self.port or port != str(self.port):
+            return False
+        own = self.rpartition(":")[0]
+        loopback = ("localhost", "127.0.0.1") if own == "0.0.0.0" else ("localhost", "[::1]")  # noqa: S104 - compared
+        return host == own or (own in ("0.0.0.0", "[::]") and host in loopback)  # noqa: S104 - compared only
+
 
 class HostPort(str):
     """A `host:port` that somebody is reached at, in lower case."""
@@ -44,6 +54,18 @@ class HostPort(str):
 
 class Resolver(str):
     """The `address:port` of a recursive nameserver."""
+
+    __slots__ = ()
+
+
+class Label(str):
+    """A name for people and commands: letters, digits, `.`, `_`, `-`."""
+
+    __slots__ = ()
+
+
+class ZoneName(str):
+    """A DNS zone, in lower-case A-labels, without a trailing dot."""
 
     __slots__ = ()
 
@@ -212,6 +234,19 @@ def _refuse_url() -> NoReturn:
     ) from None
 
 
+def _label(text: str) -> Label:
+    if not _LABEL.fullmatch(text):
+        raise ValueError(f"{clip(text)} must begin with a letter or digit and hold letters, digits, '.', '_', '-' only")
+    return Label(text)
+
+
+def _zone_name(text: str) -> ZoneName:
+    name = text.removesuffix(".").lower()
+    if len(name) > 253 or not all(_HOST_LABEL.fullmatch(label) for label in name.split(".")):
+        raise ValueError(f"{clip(text)} is no DNS name (write international names in A-labels, xn--...)")
+    return ZoneName(name)
+
+
 def _subject_root(text: str) -> SubjectRoot:
     if text.startswith(("$", "_INBOX")):
         raise ValueError(f"{clip(text)} must not begin with '$' or '_INBOX': NATS keeps those for itself")
@@ -274,6 +309,8 @@ SYNTAXES: Mapping[type, Syntax] = MappingProxyType(
         HostPort: Syntax(_host_port, "host:port"),
         Resolver: Syntax(_resolver, "address[:port]"),
         NatsUrl: Syntax(_nats_url, "NATS URL"),
+        Label: Syntax(_label, "name"),
+        ZoneName: Syntax(_zone_name, "DNS zone"),
         SubjectRoot: Syntax(_subject_root, "NATS subject"),
         MasterKeySource: Syntax(_master_key_source, "key source"),
         SecretPrefix: Syntax(_secret_prefix, "prefix"),

@@ -1,10 +1,10 @@
-"""Who may be inside the http-01 listener, for how long, and what of it is worth a log line; opens no socket."""
+"""Who may be inside a listener, for how long, and what of it is worth a log line; opens no socket."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -16,6 +16,30 @@ _LINGER_SECONDS = 1.0
 _SAMPLE_SECONDS = 10.0
 
 Client = TypeVar("Client")
+
+
+class AdmissionLimits(Protocol):
+    """What an admission goes by."""
+
+    @property
+    def connections(self) -> int:
+        """How many may be inside."""
+        ...
+
+    @property
+    def per_network(self) -> int:
+        """How many of one network may be inside."""
+        ...
+
+    @property
+    def unfinished(self) -> int:
+        """How many may be inside whose time runs."""
+        ...
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long a client's time runs."""
+        ...
 
 
 class Http01Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +55,16 @@ class Http01Limits(msgspec.Struct, frozen=True, kw_only=True):
     head_lines: int = 64
     head_seconds: float = 5.0
 
+    @property
+    def unfinished(self) -> int:
+        """Every client may be a slow one."""
+        return self.connections
+
+    @property
+    def patience_seconds(self) -> float:
+        """Until the head must be complete."""
+        return self.head_seconds
+
 
 class Admission(Generic[Client]):
     """Who is inside, since when, and who has to go.
@@ -39,7 +73,7 @@ class Admission(Generic[Client]):
     looking for them costs nothing however many are inside.
     """
 
-    def __init__(self, limits: Http01Limits) -> None:
+    def __init__(self, limits: AdmissionLimits) -> None:
         self._limits = limits
         self._unfinished: dict[Client, float] = {}
         self._lingering: dict[Client, float] = {}
@@ -55,10 +89,11 @@ class Admission(Generic[Client]):
 
     def enter(self, client: Client, network: bytes | None, now: float) -> Client | None:
         """Let a client in; who is returned has been put out for it and must be disconnected."""
-        evicted = self._oldest() if len(self) >= self._limits.connections else None
+        is_full = len(self) >= self._limits.connections or len(self._unfinished) >= self._limits.unfinished
+        evicted = self._oldest() if is_full else None
         if evicted is not None:
             self.leave(evicted)
-        self._unfinished[client] = now + self._limits.head_seconds
+        self._unfinished[client] = now + self._limits.patience_seconds
         self._networks[client] = network
         if network is not None:
             self._per_network[network] += 1
@@ -66,12 +101,22 @@ class Admission(Generic[Client]):
 
     def _oldest(self) -> Client | None:
         """The oldest unfinished client; one that has its answer already only when there is no other."""
-        return next(iter(self._unfinished or self._lingering), None)
+        return next(iter(self._unfinished or self._lingering or self._networks), None)
+
+    def renew(self, client: Client, now: float) -> None:
+        """The client's time begins anew, and it is the youngest again."""
+        if self._unfinished.pop(client, None) is not None:
+            self._unfinished[client] = now + self._limits.patience_seconds
+
+    def attend(self, client: Client) -> None:
+        """The client has said all it must; whoever serves it now limits its time."""
+        self._unfinished.pop(client, None)
 
     def linger(self, client: Client, now: float) -> None:
         """The client has its answer and a short time to read it."""
-        if self._unfinished.pop(client, None) is not None:
-            self._lingering[client] = now + _LINGER_SECONDS
+        self._unfinished.pop(client, None)
+        if client in self._networks:
+            self._lingering.setdefault(client, now + _LINGER_SECONDS)
 
     def leave(self, client: Client) -> None:
         """The client is gone; repeating this is no error."""

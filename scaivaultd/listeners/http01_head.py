@@ -30,6 +30,7 @@ _WORD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rb"(" + _WORD + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
 _FIELD = re.compile(rb"(" + _WORD + rb"):([\t\x20-\x7e\x80-\xff]*)")
 _ABSOLUTE_FORM = re.compile(rb"http://([^/?#]*)(.*)", re.IGNORECASE)
+_REDIRECTABLE = re.compile(rb"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]+\]")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,255}|\[([0-9A-Fa-f:.]{2,45})\])(?::([0-9]{0,5}))?")
 
 
@@ -55,21 +56,26 @@ class HeadReader:
 
     def __init__(self, limits: Http01Limits) -> None:
         self._limits = limits
-        self._head = bytearray()
         self._line_start = 0
         self._lines: list[bytes] = []
+        self.raw = bytearray()
+        """Everything fed so far, what came behind the head included."""
+
+    def location(self) -> bytes | None:
+        """Where a request with a valid head finds the same by https; None when it names no host to go to."""
+        return _https_location(self._lines)
 
     def feed(self, data: bytes | memoryview) -> Asked | Refused | None:
         """Take more bytes; None while the head is not complete. Not to be called after a verdict."""
-        searched = len(self._head)
-        self._head += data[: self._limits.head_bytes - searched]
-        while (line_end := self._head.find(b"\n", searched)) >= 0:
+        searched = len(self.raw)
+        self.raw += data
+        while (line_end := self.raw.find(b"\n", searched, self._limits.head_bytes)) >= 0:
             searched = line_end + 1
-            verdict = self._take_line(bytes(self._head[self._line_start : searched]))
+            verdict = self._take_line(bytes(self.raw[self._line_start : searched]))
             if verdict is not None:
                 return verdict
             self._line_start = searched
-        return Refused("head_too_large") if len(self._head) >= self._limits.head_bytes else None
+        return Refused("head_too_large") if len(self.raw) >= self._limits.head_bytes else None
 
     def _take_line(self, line: bytes) -> Asked | Refused | None:
         # Who takes a bare LF for a line's end reads other lines than the next recipient. A bare CR fits no pattern.
@@ -133,6 +139,24 @@ def _is_host(value: bytes) -> bool:
         return False
     ipv6, port = found.groups()
     return (ipv6 is None or _is_ipv6(ipv6)) and int(port or 0) <= 65535
+
+
+def _https_location(lines: Sequence[bytes]) -> bytes | None:
+    request_line = _REQUEST_LINE.fullmatch(lines[0])
+    fields = _fields(lines[1:])
+    if request_line is None or fields is None:
+        return None
+    target = request_line[2]
+    authority, path = b"".join(fields.get(b"host", [])), target
+    # The target's own authority beats Host (RFC 9112 section 3.2.2).
+    if absolute := _ABSOLUTE_FORM.fullmatch(target):
+        authority, path = absolute.groups()
+        path = path if path.startswith(b"/") else b"/" + path
+    found = _HOST.fullmatch(authority)
+    if found is None or not path.startswith(b"/"):
+        return None
+    host = authority if found[2] is None else authority[: found.start(2) - 1]
+    return b"https://" + host + path if _REDIRECTABLE.fullmatch(host) else None
 
 
 def _is_ipv6(value: bytes) -> bool:
