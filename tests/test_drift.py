@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from scaivaultd import reference
+from scaivaultd import plugin, reference, reference_providers
 from scaivaultd.api.commands import COMMANDS
 from scaivaultd.model.errors import WIRE_ERRORS, ScaivaultError
 
@@ -21,6 +21,28 @@ ROOT = Path(__file__).parents[1]
 def test_the_reference_pages_are_up_to_date(name: str) -> None:
     """`make docs` writes them; a page that lies is worse than none."""
     assert (ROOT / "docs/reference" / name).read_text() == reference.pages()[name]
+
+
+def test_the_pages_of_the_providers_are_up_to_date() -> None:
+    """Each kind has its page, and no page is left of a kind that is gone."""
+    written = {path.name: path.read_text() for path in (ROOT / "docs/providers").glob("*.md")}
+    assert written == reference_providers.provider_pages()
+
+
+def test_every_provider_page_says_all_that_people_need() -> None:
+    """Settings without a meaning, or credentials with more rights than needed, end in a ticket."""
+    for kind in reference_providers.kinds():
+        page = reference_providers.page(kind)
+        for part in ("## Example", "## Settings", "## Rights", "## Limits", "## Troubleshooting"):
+            assert part in page, kind.name
+        assert [line for line in page.splitlines() if line.startswith("| `") and line.endswith("|  |")] == [], kind.name
+
+
+@pytest.mark.parametrize("name", plugin.__all__)
+def test_every_public_name_of_the_plugin_contract_is_documented(name: str) -> None:
+    """A stranger has nothing but the documentation."""
+    guide = (ROOT / "docs/how-to/write-a-plugin.md").read_text()
+    assert re.search(rf"\b{name}\b", guide)
 
 
 def locked() -> dict[str, Version]:

@@ -28,6 +28,27 @@ async def _open(context):
 def scaivaultd_challenge_solvers():
     return [SolverKind(name="good", challenge_type="{type}", open=_open)]
 """
+PROVIDER = """
+from scaivaultd.plugin import DnsProviderKind, ProviderSettings, hookimpl
+
+class Own(ProviderSettings, frozen=True, kw_only=True):
+    "Nothing of its own."
+
+@hookimpl
+def scaivaultd_dns_providers():
+    return [DnsProviderKind(name="{name}", title="x", settings={settings}, open=print, example={example})]
+"""
+BACKEND = """
+import msgspec
+from scaivaultd.plugin import SecretBackendKind, hookimpl
+
+class Own(msgspec.Struct, frozen=True):
+    "Nothing."
+
+@hookimpl
+def scaivaultd_secret_backends():
+    return [SecretBackendKind(scheme="{scheme}", summary="x", settings=Own, open=print)]
+"""
 RETURNS = """
 from scaivaultd.plugin import SolverKind, hookimpl
 
@@ -47,7 +68,10 @@ log = structlog.wrap_logger(
 )
 plugins = plugin_manager.load(log)
 print(json.dumps({
-    "solvers": {kind.challenge_type: kind.name for kind in plugins.solvers.values()},
+    "solvers": ["/".join(key) for key in plugins.solvers if key[0] != key[1]],
+    "dns_providers": sorted(plugins.dns_providers),
+    "secret_backends": sorted(plugins.secret_backends),
+    "brings": {each.name: each.brought.names for each in plugins.found},
     "refused": {each.name: each.refused for each in plugins.found},
     "distributions": {each.name: [each.distribution, each.version] for each in plugins.found},
 }))
@@ -56,7 +80,10 @@ print(json.dumps({
 
 @dataclass
 class Loaded:
-    solvers: dict[str, str]
+    solvers: list[str]
+    dns_providers: list[str]
+    secret_backends: list[str]
+    brings: dict[str, list[str]]
     refused: dict[str, str | None]
     distributions: dict[str, list[str]]
     log: str
@@ -94,8 +121,10 @@ def test_built_in_and_foreign_plugins_are_found_by_their_entry_points(shop: Shop
     """Nothing has to be configured: installed is in use."""
     shop.add("foreign", GOOD.format(type="dns-01"))
     loaded = shop.load()
-    assert loaded.solvers == {"http-01": "http-01", "dns-01": "good"}
-    assert loaded.refused == {"http01": None, "foreign": None}
+    assert loaded.solvers == ["dns-01/good"]
+    assert set(loaded.refused.values()) == {None}
+    assert loaded.brings["foreign"] == ["solver dns-01/good"]
+    assert {"http01", "tlsalpn01", "dns01", "foreign"} <= set(loaded.refused)
     assert loaded.distributions["foreign"] == ["foreign-dist", "1.2.3"]
     assert loaded.log == ""
 
@@ -120,7 +149,13 @@ BROKEN = {
     "text": (RETURNS.format(body="return 'http'"), "not SolverKind"),
     "dicts": (RETURNS.format(body="return [{'name': 'x'}]"), "returned dict, not SolverKind"),
     "incomplete": (RETURNS.format(body="return [SolverKind(name='x')]"), "TypeError"),
-    "taken": (GOOD.format(type="http-01"), "http-01 is solved already"),
+    "taken": (GOOD.format(type="http-01").replace("good", "http-01"), "the solver http-01/http-01 is there already"),
+    "kind_name": (PROVIDER.format(name="Bad-Name", settings="Own", example={}), "is no name for a DNS provider"),
+    "kind_settings": (PROVIDER.format(name="odd", settings="dict", example={}), "subclass of ProviderSettings"),
+    "kind_example": (PROVIDER.format(name="odd", settings="Own", example={"x": 1}), "ValidationError"),
+    "kind_taken": (PROVIDER.format(name="rfc2136", settings="Own", example={}), "rfc2136 is there already"),
+    "scheme": (BACKEND.format(scheme="file"), "cannot be the scheme"),
+    "scheme_name": (BACKEND.format(scheme="a b"), "cannot be the scheme"),
 }
 
 
@@ -130,11 +165,27 @@ def test_every_broken_plugin_is_refused_with_its_reason_and_the_good_ones_work(s
         shop.add(f"x{name}", source)
     shop.add("zgood", GOOD.format(type="dns-01"))
     loaded = shop.load()
-    assert loaded.solvers == {"http-01": "http-01", "dns-01": "good"}
+    assert loaded.solvers == ["dns-01/good"]
     for name, (_, reason) in BROKEN.items():
         assert reason in (loaded.refused[f"x{name}"] or ""), name
         assert f"plugin=x{name}" in loaded.log
     assert loaded.refused["zgood"] is None
+
+
+def test_a_plugin_may_bring_kinds_of_everything(shop: Shop) -> None:
+    """A package for one service often holds its DNS, its secrets and its uploads."""
+    shop.add("a", PROVIDER.format(name="one_more", settings="Own", example={}))
+    shop.add("b", BACKEND.format(scheme="vault"))
+    loaded = shop.load()
+    assert "one_more" in loaded.dns_providers
+    assert loaded.secret_backends == ["vault"]
+    assert (loaded.brings["a"], loaded.brings["b"]) == (["dns provider one_more"], ["secret backend vault"])
+
+
+def test_two_solvers_for_one_type_have_names_of_their_own(shop: Shop) -> None:
+    """A request chooses by `solver`; the daemon's own is the one that is meant without."""
+    shop.add("other", GOOD.format(type="http-01"))
+    assert shop.load().solvers == ["http-01/good"]
 
 
 def test_a_plugin_that_brings_nothing_is_no_fault(shop: Shop) -> None:
@@ -158,7 +209,7 @@ def test_a_kind_with_rubbish_in_it_is_refused(shop: Shop, kind: str) -> None:
 
 def test_two_kinds_for_one_type_in_one_plugin_are_refused(shop: Shop) -> None:
     """Which one wins would depend on the order of a list."""
-    body = "return [SolverKind(name=n, challenge_type='dns-01', open=print) for n in ('a', 'b')]"
+    body = "return [SolverKind(name='a', challenge_type='dns-01', open=print) for n in ('a', 'b')]"
     shop.add("double", RETURNS.format(body=body))
     assert shop.load().refused["double"] is not None
 
@@ -168,7 +219,7 @@ def test_two_kinds_for_one_type_in_one_plugin_are_refused(shop: Shop) -> None:
     [
         ("1.0", True),
         (PLUGIN_API, True),
-        ("1.1", False),
+        ("1.99", False),
         ("2.0", False),
         ("0.9", False),
         ("1", False),

@@ -364,8 +364,9 @@ def test_every_key_is_described_and_every_number_bounded() -> None:
 
 def _leaves() -> Iterator[Option]:
     for option in options_of(Settings):
-        if isinstance(option.kind, inspect.StructType):
-            yield from options_of(option.kind.cls)
+        kind = option.kind.item_type if isinstance(option.kind, inspect.VarTupleType) else option.kind
+        if isinstance(kind, inspect.StructType):
+            yield from options_of(kind.cls)
         else:
             yield option
 

@@ -68,7 +68,9 @@ def test_it_holds_nothing_else(names: set[str]) -> None:
         "scaivaultd_contrib_dns",
         f"scaivaultd-{__version__}.dist-info",
     }
-    assert not [name for name in names if "test" in name.rpartition("/")[2] or name.endswith((".pyc", ".key", ".db"))]
+    assert not [
+        name for name in names if name.rpartition("/")[2].startswith("test_") or name.endswith((".pyc", ".key", ".db"))
+    ]
 
 
 @pytest.mark.parametrize("package", ["scaivaultd", "scaivaultd_plugins", "scaivaultd_contrib_dns"])
@@ -87,8 +89,14 @@ def test_it_carries_its_license_commands_and_plugins(wheel: Path) -> None:
         "scaivaultd": "scaivaultd.__main__:main",
         "scaivaultctl": "scaivaultd.ctl:main",
     }
-    modules = {path.stem for path in (ROOT / "plugins" / "scaivaultd_plugins").glob("*.py")} - {"__init__"}
-    assert {value.rpartition(".")[2] for value in entry_points["scaivaultd"].values()} == modules
+    folders = (ROOT / "plugins" / "scaivaultd_plugins", ROOT / "contrib_dns" / "scaivaultd_contrib_dns")
+    hooked = {
+        f"{folder.name}.{path.stem}"
+        for folder in folders
+        for path in folder.glob("*.py")
+        if "@hookimpl" in path.read_text()
+    }
+    assert set(entry_points["scaivaultd"].values()) == hooked
 
 
 def test_it_runs_where_it_is_installed_and_finds_its_plugins(wheel: Path, tmp_path: Path) -> None:
@@ -103,10 +111,11 @@ def test_it_runs_where_it_is_installed_and_finds_its_plugins(wheel: Path, tmp_pa
     program = (
         "import logging, structlog, scaivaultd; from scaivaultd import plugin_manager; print(scaivaultd.__file__); "
         "log = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL)); "
-        "plugins = plugin_manager.load(log); import scaivaultd_plugins.http01 as h; print(h.__file__, *plugins.solvers)"
+        "plugins = plugin_manager.load(log); import scaivaultd_plugins.http01 as h; "
+        "print(h.__file__, *(name for _, name in plugins.solvers), len(plugins.dns_providers))"
     )
     where = run("-c", program, cwd=tmp_path, PYTHONPATH=str(target)).split()
     assert where[0].startswith(str(target))
     assert where[1].startswith(str(target))
-    assert where[2:] == ["http-01"]
+    assert where[2:] == ["dns-01", "http-01", "tls-alpn-01", "11"]
     assert (target / "bin" / "scaivaultd").exists()

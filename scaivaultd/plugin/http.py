@@ -140,8 +140,8 @@ class HttpApi:
                 if refused:
                     raise
                 refused = True
-            except LostAnswer:
-                raise
+            except (LostAnswer, Conflict):
+                raise  # to be decided by looking at what is there: `repeated`
             except TransientError as error:
                 failures += 1
                 await self._pause(error, failures)

@@ -8,7 +8,9 @@ import contextlib
 import ipaddress
 import json
 import logging
+import socket
 import ssl
+import subprocess
 from collections import defaultdict, deque
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_asyncio
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -27,6 +30,7 @@ from scaivaultd.acme.signing import AccountKey
 from scaivaultd.acme.x509 import make_key
 from scaivaultd.net.acme_http import CaConnection, CaSettings
 from scaivaultd.net.guard import AddressGuard
+from tests.fakes.bind import Bind, Zone, free_port, root_hints, zone_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -316,3 +320,170 @@ def reply() -> type[Reply]:
 def refusal() -> Callable[..., Reply]:
     """An answer with a problem document."""
     return problem
+
+
+class World:
+    """A DNS of its own on loopback: root, two servers of zones in all kinds of trouble, a validating resolver."""
+
+    ROOT, FIRST, SECOND, STRANGER, RESOLVER, SILENT, CLOSED = (f"127.0.0.{number}" for number in range(1, 8))
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port(self.ROOT, self.FIRST, self.SECOND, self.STRANGER, self.RESOLVER, self.SILENT, "::1")
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def resolver(self) -> str:
+        return f"{self.RESOLVER}:{self.port}"
+
+    def at(self, address: str) -> str:
+        """An address as verdicts show it."""
+        return f"[{address}]:{self.port}" if ":" in address else f"{address}:{self.port}"
+
+    def servers(self) -> list[Bind]:
+        root = [Zone(".", zone_text(f"@ NS ns.root.\nns.root. A {self.ROOT}")), Zone("test", self._top())]
+        return [
+            self._bind("root", [self.ROOT], root),
+            self._bind("first", [self.FIRST, "::1"], self._first()),
+            self._bind("second", [self.SECOND], self._second()),
+            self._bind("stranger", [self.STRANGER], [Zone("stranger", zone_text(f"@ NS ns\nns A {self.STRANGER}"))]),
+            self._bind(
+                "resolver",
+                [self.RESOLVER],
+                [root_hints(self.ROOT)],
+                recursion=True,
+                options="dnssec-validation yes; servfail-ttl 0;",
+                more=f"trust-anchors {{ {self._anchor('expired.test')} {self._anchor('signed.test')} }};",
+            ),
+        ]
+
+    def _bind(self, name: str, addresses: list[str], zones: list[Zone], **more: Any) -> Bind:
+        return Bind(self._folder / name, zones, addresses=addresses, port=self.port, **more)
+
+    def _top(self) -> str:
+        served_by = {
+            "example": ["ns1.example", "ns2.example"],
+            "other": ["ns1.example"],
+            "lame": ["ns1.example", "ns.stranger"],
+            "half": ["ns1.example", "ns.stranger"],
+            "silent": ["ns.silent", "ns2.silent"],
+            "homeless": ["ns.nowhere.invalid."],
+            "expired": ["ns1.example"],
+            "signed": ["ns1.example"],
+            "six": ["ns.six"],
+            "late": ["ns1.late", "ns2.late"],
+        }
+        lines = ["@ NS ns.root."]
+        lines += [f"{zone} NS {server}" for zone, servers in served_by.items() for server in servers]
+        addresses = {"ns1.example": self.FIRST, "ns2.example": self.SECOND, "ns.stranger": self.STRANGER}
+        addresses |= {
+            "ns1.late": self.SECOND,
+            "ns2.late": self.FIRST,
+            "ns.silent": self.SILENT,
+            "ns2.silent": self.CLOSED,
+        }
+        lines += [f"{name} A {address}" for name, address in addresses.items()]
+        return zone_text("\n".join([*lines, "ns.six AAAA ::1", "ns.six AAAA 2001:db8::53"]))
+
+    def _example(self) -> list[str]:
+        big = "\n".join(f'big TXT "{number:02}-{"x" * 200}" "{"y" * 40}"' for number in range(40))
+        hops = "\n".join(f"hop{number} CNAME hop{number + 1}" for number in range(12))
+        example = f"""
+            @ NS ns1
+            @ NS ns2
+            ns1 A {self.FIRST}
+            ns2 A {self.SECOND}
+            @ CAA 0 issue "ca.test"
+            @ CAA 128 ISSUEWILD ";"
+            www A 192.0.2.1
+            _acme-challenge.www CNAME www.acme.other.test.
+            _acme-challenge.long CNAME _acme-challenge.www
+            loop1 CNAME loop2
+            loop2 CNAME loop1
+            selfish CNAME selfish
+            into CNAME loop1
+            {hops}
+            tree DNAME acme.other.test.
+            alias CNAME www.other.test.
+            nowhere CNAME x.y.missing.
+            dead CNAME x.lame.test.
+            *.wild A 192.0.2.2
+            *.cwild CNAME wild.acme.other.test.
+            *.awild CNAME www.other.test.
+            sub NS ns2
+            _acme-challenge.own NS ns2
+            values TXT one
+            values TXT "t" "wo"
+            values TXT three
+            inner NS ns1
+            {big}
+        """
+        return [line.strip() for line in example.splitlines()]
+
+    def _late(self) -> str:
+        return f"@ NS ns1\n@ NS ns2\nns1 A {self.SECOND}\nns2 A {self.FIRST}"
+
+    def _first(self) -> list[Zone]:
+        other = ["@ NS ns1.example.test.", "www A 192.0.2.3", 'www CAA 0 issue "other-ca.test"']
+        other += [f"_acme-challenge.{each} NS ns1.example.test." for each in ("same", "empty")]
+        return [
+            Zone("example.test", zone_text("\n".join(self._example()), serial=20)),
+            Zone("inner.example.test", zone_text("@ NS ns1.example.test.\nthere TXT value")),
+            Zone("other.test", zone_text("\n".join(other))),
+            Zone("_acme-challenge.same.other.test", zone_text("@ NS ns1.example.test.\n@ TXT value")),
+            Zone("_acme-challenge.empty.other.test", zone_text("@ NS ns1.example.test.")),
+            Zone("late.test", zone_text(f"{self._late()}\nnew CNAME x.other.test.\nzone NS ns2", serial=2)),
+            Zone("zone.late.test", zone_text("@ NS ns2.late.test.")),
+            Zone("half.test", zone_text("@ NS ns1.example.test.\n@ NS ns.stranger.test.\nx TXT value")),
+            Zone("six.test", zone_text("@ NS ns\nns AAAA ::1\nns AAAA 2001:db8::53\nx TXT value")),
+            Zone("signed.test", self._signed("signed.test", "-e", "+8640000")),
+            Zone("expired.test", self._signed("expired.test", "-s", "20200101000000", "-e", "20200201000000")),
+        ]
+
+    def _second(self) -> list[Zone]:
+        unheard = ("values TXT t", "values TXT three", "_acme-challenge.www")
+        lagging = [line for line in self._example() if not line.replace('"', "").startswith(unheard)]
+        return [
+            Zone("example.test", zone_text("\n".join(lagging), serial=19)),
+            Zone("late.test", zone_text(self._late())),
+            Zone("sub.example.test", zone_text("@ NS ns2.example.test.\nwww A 192.0.2.4")),
+            Zone("_acme-challenge.own.example.test", zone_text("@ NS ns2.example.test.")),
+        ]
+
+    def _keys(self, zone: str) -> str:
+        # One key that does all: what is tested is the resolver's verdict, not how keys are rolled.
+        if not (made := sorted(self._folder.glob(f"K{zone}.*.key"))):
+            self._run("dnssec-keygen", "-q", "-a", "ECDSAP256SHA256", "-f", "KSK", zone)
+            made = sorted(self._folder.glob(f"K{zone}.*.key"))
+        return made[0].read_text(encoding="utf-8")
+
+    def _anchor(self, zone: str) -> str:
+        record = next(line for line in self._keys(zone).splitlines() if not line.startswith(";")).split()
+        return f'"{zone}" static-key 257 3 13 "{"".join(record[record.index("257") + 3 :])}";'
+
+    def _signed(self, zone: str, *validity: str) -> str:
+        key = self._keys(zone)
+        unsigned = self._folder / f"{zone}.unsigned"
+        unsigned.write_text(zone_text(f"@ NS ns1.example.test.\nx TXT value\n{key}"), encoding="utf-8")
+        signed = self._folder / f"{zone}.signed"
+        self._run("dnssec-signzone", "-q", "-P", "-z", "-o", zone, *validity, "-f", str(signed), str(unsigned))
+        return signed.read_text(encoding="utf-8")
+
+    def _run(self, *command: str) -> None:
+        subprocess.run(command, cwd=self._folder, check=True, capture_output=True, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("dns")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(world_folder: Path) -> AsyncIterator[World]:
+    world = World(world_folder)
+    async with AsyncExitStack() as stack:
+        for server in world.servers():
+            await stack.enter_async_context(server)
+        silent = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        silent.bind((world.SILENT, world.port))
+        yield world

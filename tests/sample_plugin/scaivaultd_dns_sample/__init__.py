@@ -1,0 +1,1 @@
+"""Plugins for scaivaultd to learn from: see the README."""
