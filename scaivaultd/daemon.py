@@ -174,7 +174,8 @@ class Daemon:
         )
         solvers = await opening.open_solvers(
             plugins.solvers,
-            SolverContext(http01=listeners.http01, tlsalpn01=listeners.tlsalpn01, dns01=records),
+            settings.solvers,
+            SolverContext(http01=listeners.http01, tlsalpn01=listeners.tlsalpn01, dns01=records, host=lent),
             stack,
             log,
         )

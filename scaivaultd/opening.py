@@ -70,14 +70,25 @@ def _bound(name: str, listen: Sequence[Any], log: FilteringBoundLogger) -> Any:
 
 async def open_solvers(
     kinds: Mapping[tuple[str, str], SolverKind],
+    settings: Mapping[str, Mapping[str, Any]],
     context: SolverContext,
     stack: AsyncExitStack,
     log: FilteringBoundLogger,
 ) -> Solvers:
-    """Open every solver."""
+    """Open every solver with its table of the configuration."""
+    for name in settings.keys() - {kind.name for kind in kinds.values()}:
+        log.warning("solver.unknown", solver=name)
     opened = []
     for kind in kinds.values():
-        solver = await _opened(f"solver {kind.challenge_type}/{kind.name}", lambda k=kind: k.open(context), stack, log)
+        try:
+            own = msgspec.convert(dict(settings.get(kind.name, {})), kind.settings)
+        except msgspec.ValidationError as error:
+            # A solver that has to be told something first is no fault until somebody wants to use it.
+            log.warning("solver.not_configured", solver=kind.name, detail=str(error))
+            continue
+        lent = msgspec.structs.replace(context, settings=own)
+        what = f"solver {kind.challenge_type}/{kind.name}"
+        solver = await _opened(what, lambda k=kind, c=lent: k.open(c), stack, log)
         if solver is not None:
             opened.append(OpenSolver(kind=kind, solver=solver))
     return Solvers(opened)

@@ -157,6 +157,8 @@ def _all_of(returned: Iterable[Iterable[Any]], kind_type: type[Any], check: Call
 def _check_solver(kind: Any) -> None:
     if not (isinstance(kind.name, str) and isinstance(kind.challenge_type, str) and callable(kind.open)):
         raise TypeError("a SolverKind needs a text as name and as challenge_type, and a callable as open")
+    if not (isinstance(kind.settings, type) and issubclass(kind.settings, msgspec.Struct)):
+        raise TypeError(f"the settings of the solver {kind.name} must be a msgspec Struct")
     if not isinstance(kind.present_seconds, int | float) or not 0 < kind.present_seconds <= 86400:
         raise ValueError("present_seconds of a SolverKind must be more than 0 and at most 86400")
 

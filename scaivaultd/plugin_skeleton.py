@@ -27,7 +27,6 @@ def files(name: str, kind: SkeletonKind) -> dict[str, str]:
         "DISTRIBUTION": name,
         "PACKAGE": package,
         "KIND": word,
-        "ENV": word.upper(),
         "TITLE": word.replace("_", " ").title(),
         "API": PLUGIN_API,
         "MODULE": kind,
@@ -380,11 +379,14 @@ SOLVER_MODULE = r'''"""A solver that puts http-01 tokens into a folder that anot
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from scaivaultd.plugin import (
     ChallengeResponse,
@@ -396,6 +398,12 @@ from scaivaultd.plugin import (
 )
 
 SCAIVAULTD_PLUGIN_API = "@API@"
+
+
+class SolverSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[solvers.@KIND@]` of the daemon's configuration."""
+
+    webroot: Annotated[str, Meta(description="The folder that the web server serves.")]
 
 
 class Solver:
@@ -431,14 +439,23 @@ def _write(file: Path, text: str) -> None:
 
 @asynccontextmanager
 async def open_solver(context: SolverContext) -> AsyncIterator[ChallengeSolver]:
-    """The folder comes from `@ENV@_WEBROOT`: solvers have no settings."""
-    yield Solver(Path(os.environ["@ENV@_WEBROOT"]))
+    """Nothing is kept open."""
+    settings: SolverSettings = context.settings
+    yield Solver(Path(settings.webroot))
 
 
 @hookimpl
 def scaivaultd_challenge_solvers() -> Iterable[SolverKind]:
     """Chosen by `solver` = `@KIND@` in a request."""
-    return [SolverKind(name="@KIND@", challenge_type="http-01", open=open_solver, present_seconds=30)]
+    return [
+        SolverKind(
+            name="@KIND@",
+            challenge_type="http-01",
+            open=open_solver,
+            settings=SolverSettings,
+            present_seconds=30,
+        )
+    ]
 '''
 
 SOLVER_TEST = r'''"""Tokens come and go as files."""

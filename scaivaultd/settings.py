@@ -223,6 +223,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Path,
         Meta(description="The directory for everything that must outlive a restart, such as /var/lib/scaivaultd."),
     ]
+    solvers: Annotated[
+        dict[str, dict[str, Any]],
+        Meta(
+            description="Settings of challenge solvers that plugins bring, each in a table named after it, such as "
+            "[solvers.upload]."
+        ),
+    ] = {}
     nats: NatsSettings = NatsSettings()
     http01: Http01Settings = Http01Settings()
     tlsalpn01: TlsAlpn01Settings = TlsAlpn01Settings()

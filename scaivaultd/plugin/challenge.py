@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
+
+from scaivaultd.plugin.context import PluginContext
 
 
 class ChallengeResponse(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,27 +111,37 @@ class Dns01Records(Protocol):
         ...
 
 
+class NoSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """For solvers that need none."""
+
+
 class SolverContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What the host lends a solver."""
+    """What the host lends a solver: the daemon's own ways, its settings, and what all plugins get.
+
+    `settings` is an instance of `SolverKind.settings`.
+    """
 
     http01: Http01Responses
     tlsalpn01: TlsAlpn01Responses
     dns01: Dns01Records
+    host: PluginContext
+    settings: Any = NoSettings()
 
 
 class SolverKind(msgspec.Struct, frozen=True, kw_only=True):
     """What a plugin registers: which challenge type it solves and how to open the solver.
 
-    `name` is what a request's `solver` names; the daemon's own have the name of their type, and are
-    used when none is named. `open` is called once at start; the context manager it returns is left when
-    the daemon stops. `present_seconds` is how long `present` may take, waiting for claims included. `is_slow`: it may
-    wait for minutes, and the host lets other orders of the same CA go on meanwhile. `is_lasting`: what is in place
-    outlives the daemon's process, so it is not put there anew at a start.
+    `name` is what a request's `solver` names; the daemon's own have the name of their type, and are used when none is
+    named. `settings` describes the table `[solvers.NAME]` of the configuration file. `open` is called once at start;
+    the context manager it returns is left when the daemon stops. `present_seconds` is how long `present` may take,
+    waiting for claims included. `is_slow`: it may wait for minutes, and the host lets other orders of the same CA go on
+    meanwhile. `is_lasting`: what is in place outlives the daemon's process, so it is not put there anew at a start.
     """
 
     name: str
     challenge_type: str
     open: Callable[[SolverContext], AbstractAsyncContextManager[ChallengeSolver]]
+    settings: type[msgspec.Struct] = NoSettings
     present_seconds: float = 300.0
     is_slow: bool = False
     is_lasting: bool = False

@@ -26,7 +26,7 @@ class Responses:
 
 def context(listener: Responses) -> SolverContext:
     nothing: Any = None
-    return SolverContext(http01=listener, tlsalpn01=nothing, dns01=nothing)
+    return SolverContext(http01=listener, tlsalpn01=nothing, dns01=nothing, host=nothing)
 
 
 async def test_a_response_is_visible_until_it_is_cleaned_up() -> None:

@@ -52,7 +52,7 @@ def listener() -> Responses:
 @pytest.fixture
 async def solver(listener: Responses) -> AsyncIterator[ChallengeSolver]:
     (kind,) = tlsalpn01.scaivaultd_challenge_solvers()
-    async with kind.open(SolverContext(http01=Unused(), tlsalpn01=listener, dns01=Unused())) as opened:
+    async with kind.open(SolverContext(http01=Unused(), tlsalpn01=listener, dns01=Unused(), host=Unused())) as opened:
         yield opened
 
 

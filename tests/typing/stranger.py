@@ -5,7 +5,7 @@ That this file has no type errors is the promise; `test_plugin_contract.py` chec
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from scaivaultd.plugin import (
@@ -13,9 +13,16 @@ from scaivaultd.plugin import (
     PLUGIN_API,
     ChallengeResponse,
     ChallengeSolver,
+    DnsProvider,
+    DnsProviderKind,
+    Handle,
     Http01Responses,
+    PluginContext,
+    ProviderSettings,
     SolverContext,
     SolverKind,
+    Zone,
+    ZoneNotFound,
     hookimpl,
 )
 
@@ -53,3 +60,47 @@ async def open_solver(context: SolverContext) -> AsyncIterator[ChallengeSolver]:
 def scaivaultd_challenge_solvers() -> Iterable[SolverKind]:
     """Tell the host what there is."""
     yield SolverKind(name="stranger", challenge_type="http-01", open=open_solver)
+
+
+class StrangersSettings(ProviderSettings, frozen=True, kw_only=True):
+    """One secret, by reference."""
+
+    token_path: str
+
+
+class StrangersProvider:
+    """Writes to nowhere."""
+
+    def __init__(self, settings: StrangersSettings, context: PluginContext) -> None:
+        self._settings = settings
+        self._context = context
+
+    async def find_zone(self, name: str) -> Zone:
+        """None."""
+        token: str = (await self._context.secrets.read(self._settings.token_path)).reveal()
+        raise ZoneNotFound(f"{name}: {len(token)}")
+
+    async def add_txt(self, zone: Zone, name: str, values: Sequence[str], ttl: int) -> Handle:
+        """Nothing."""
+        return {"zone": zone.name, "ids": list(values)}
+
+    async def remove_txt(self, zone: Zone, name: str, values: Sequence[str], handle: Handle | None) -> None:
+        """Nothing."""
+
+
+@asynccontextmanager
+async def open_provider(settings: StrangersSettings, context: PluginContext) -> AsyncIterator[DnsProvider]:
+    """Open until its settings change."""
+    yield StrangersProvider(settings, context)
+
+
+@hookimpl
+def scaivaultd_dns_providers() -> Iterable[DnsProviderKind]:
+    """Tell the host what there is."""
+    yield DnsProviderKind(
+        name="stranger",
+        title="Strange",
+        settings=StrangersSettings,
+        open=open_provider,
+        example={"token_path": "dns/token"},
+    )

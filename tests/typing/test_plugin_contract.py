@@ -17,7 +17,30 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
-from scaivaultd.plugin import ChallengeResponse, ChallengeSolver, SolverContext, SolverKind, hookimpl
+from collections.abc import Sequence
+
+from scaivaultd.plugin import (
+    ChallengeResponse, ChallengeSolver, DnsProvider, Handle, Secret, SolverContext, SolverKind, Zone, hookimpl
+)
+
+
+class ForgetsToRemove:
+    async def find_zone(self, name: str) -> Zone: raise NotImplementedError
+
+    async def add_txt(self, zone: Zone, name: str, values: Sequence[str], ttl: int) -> Handle: raise NotImplementedError
+
+
+class TakesOneValue:
+    async def find_zone(self, name: str) -> Zone: raise NotImplementedError
+
+    async def add_txt(self, zone: Zone, name: str, value: int, ttl: int) -> Handle: raise NotImplementedError
+
+    async def remove_txt(self, zone: Zone, name: str, values: Sequence[str], handle: Handle | None) -> None: ...
+
+
+fourth: DnsProvider = ForgetsToRemove()  # [assignment]
+fifth: DnsProvider = TakesOneValue()  # [assignment]
+header: str = Secret("x")  # [assignment]
 
 
 class NotAsynchronous:
@@ -43,7 +66,7 @@ third: ChallengeSolver = OtherArgument()  # [assignment]
 
 async def opens_nothing(context: SolverContext) -> ChallengeSolver:
     context.http01.put("token")  # [call-arg]
-    context.dns01  # [attr-defined]
+    context.ftp01  # [attr-defined]
     raise NotImplementedError
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from scaivaultd.plugin import (
     ChallengeResponse,
@@ -19,6 +22,12 @@ from scaivaultd.plugin import (
 )
 
 SCAIVAULTD_PLUGIN_API = "1.1"
+
+
+class UploadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[solvers.upload]`."""
+
+    webroot: Annotated[str, Meta(description="The folder that the web server serves.")]
 
 
 class UploadSolver:
@@ -54,11 +63,16 @@ def _write(file: Path, text: str) -> None:
 
 @asynccontextmanager
 async def open_upload(context: SolverContext) -> AsyncIterator[ChallengeSolver]:
-    """The folder comes from `SAMPLE_WEBROOT`: solvers have no settings."""
-    yield UploadSolver(Path(os.environ["SAMPLE_WEBROOT"]))
+    """Nothing is kept open."""
+    settings: UploadSettings = context.settings
+    yield UploadSolver(Path(settings.webroot))
 
 
 @hookimpl
 def scaivaultd_challenge_solvers() -> Iterable[SolverKind]:
     """Chosen by `solver` = `upload` in a request."""
-    return [SolverKind(name="upload", challenge_type="http-01", open=open_upload, present_seconds=30)]
+    return [
+        SolverKind(
+            name="upload", challenge_type="http-01", open=open_upload, settings=UploadSettings, present_seconds=30
+        )
+    ]
