@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from scaivaultd.demo.dns import DevelopmentDns
 from scaivaultd.demo.process import until
 from tests.fakes import azure, cloudflare, digitalocean, hetzner
+from tests.fakes.acme_dns import FakeAcmeDns
 from tests.fakes.azure import FakeAzure
 from tests.fakes.cloudflare import FakeCloudflare
 from tests.fakes.digitalocean import FakeDigitalOcean
@@ -24,6 +26,7 @@ from tests.fakes.route53 import FakeRoute53
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
+    from pathlib import Path
 
 pytestmark = pytest.mark.system
 
@@ -141,3 +144,74 @@ async def test_orders_at_once_for_a_wildcard_and_its_apex(
         return development_dns.txt(NAME) == ()
 
     await until(is_clean, "no value of ours is left")
+
+
+async def test_orders_take_turns_at_a_service_that_holds_two_values(
+    development_dns: DevelopmentDns,
+    make_pebble: Callable[..., Awaitable[Any]],
+    make_daemon: Callable[..., Awaitable[Any]],
+) -> None:
+    """acme-dns keeps the last two values of an account: a third at once would push one of them out."""
+    development_dns.put(NAME, "CNAME", "sub-one.auth.example.org.")
+    account = {
+        "username": "u",
+        "password": "p4ssw0rd",
+        "subdomain": "sub-one",
+        "fulldomain": "sub-one.auth.example.org",
+    }
+    server = FakeAcmeDns(asyncio.get_running_loop().time)
+    server.register("sub-one", account["username"], account["password"])
+    server.on_txt = lambda name, values: development_dns.set_txt(name, values)
+    async with server:
+        pebble = await make_pebble(dns_server=f"127.0.0.1:{development_dns.port}")
+        port = development_dns.port
+        daemon = await make_daemon(pebble, dns=f'resolvers = ["127.0.0.1:{port}"]\nauthoritative_port = {port}')
+        await daemon.ask("secrets.put", path="dns/account", value=json.dumps(account))
+        config = {"api_base": server.url, "account_path": "dns/account"}
+        reply = await daemon.ask("pki.dns_providers.create", name="it", type="acme_dns", config=config)
+        assert reply.get("status") == "ready", reply
+        acme_account = await daemon.account(pebble)
+        orders = await asyncio.gather(
+            *(daemon.issue(acme_account, ZONE, f"*.{ZONE}", challenge_type="dns-01") for _ in range(5))
+        )
+        assert [order["status"] for order in orders] == ["valid"] * 5, json.dumps(orders, indent=1)
+        assert server.violations == []
+
+
+SCRIPT = """\
+#!{python}
+import sys
+import dns.query, dns.tsigkeyring, dns.update
+
+action, name, value = sys.argv[1:]
+update = dns.update.UpdateMessage("example.org", keyring=dns.tsigkeyring.from_text({{"key": "{secret}"}}))
+if action == "present":
+    update.add(name, 60, "TXT", value)
+else:
+    update.delete(name, "TXT", value)
+assert dns.query.tcp(update, "127.0.0.1", port={port}, timeout=5).rcode() == 0
+"""
+
+
+async def test_a_program_of_the_administrator_writes_the_records(
+    tmp_path: Path,
+    make_pebble: Callable[..., Awaitable[Any]],
+    make_daemon: Callable[..., Awaitable[Any]],
+) -> None:
+    """Whatever can be scripted can be a provider; only the configuration file may say so."""
+    async with DevelopmentDns([ZONE], default_address="127.0.0.1", keys={"key": "c2VjcmV0"}) as server:
+        program = tmp_path / "hook"
+        program.write_text(SCRIPT.format(python=sys.executable, secret="c2VjcmV0", port=server.port))
+        program.chmod(0o755)
+        pebble = await make_pebble(dns_server=f"127.0.0.1:{server.port}")
+        daemon = await make_daemon(
+            pebble,
+            dns=f'resolvers = ["127.0.0.1:{server.port}"]\nauthoritative_port = {server.port}\n'
+            f'[[dns_provider]]\nname = "hook"\ntype = "exec"\nzones = ["{ZONE}"]\nconfig = {{ program = "{program}" }}',
+        )
+        refused = await daemon.ask(
+            "pki.dns_providers.create", name="other", type="exec", config={"program": "/usr/bin/true"}
+        )
+        assert refused["errors"][0]["code"] == "configuration_file_only"
+        order = await daemon.issue(await daemon.account(pebble), ZONE, f"*.{ZONE}", challenge_type="dns-01")
+        assert order["status"] == "valid", order
