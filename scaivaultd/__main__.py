@@ -77,7 +77,7 @@ def check_config(config_file: Path) -> None:
     help="Which CA to use: Pebble from PATH, or the one built in.",
 )
 def demo(keep: bool, ca: str) -> None:
-    """Show it all on this machine: a CA, the daemon, a certificate, its event."""
+    """Show it all on this machine: a CA, a DNS server, the daemon, a certificate by each challenge, the events."""
     from scaivaultd.demo.tour import run
 
     sys.exit(run(keep=keep, ca=ca))

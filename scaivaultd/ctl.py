@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import click
 import msgspec
@@ -333,9 +333,12 @@ def _faults_of_settings(settings: type[msgspec.Struct], known: type[msgspec.Stru
 
 
 def _described(hint: Any) -> bool:
-    if get_origin(hint) is not Annotated:
-        return False
-    return any(isinstance(each, msgspec.Meta) and each.description for each in hint.__metadata__)
+    """Whether a description stands beside the type, or beside a part of it: `Annotated[str, ...] | None`."""
+    metadata_of = getattr(hint, "__metadata__", ())
+    if any(isinstance(each, msgspec.Meta) and each.description for each in metadata_of):
+        return True
+    inner = (hint.__origin__,) if metadata_of else get_args(hint)
+    return any(_described(each) for each in inner)
 
 
 def _words(kind: Any) -> str:

@@ -151,6 +151,7 @@ class Daemon:
             pool=pool,
             secrets=secrets,
             from_file=opening.providers_of(settings.dns_provider, self._started_at),
+            types_by_request=settings.dns.types_by_request,
             ids=self._ids,
             clock=self._clock,
             log=log,

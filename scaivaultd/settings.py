@@ -160,6 +160,13 @@ class DnsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     authoritative_port: Annotated[
         int, Meta(ge=1, le=65535, description="The port at which authoritative nameservers are asked.")
     ] = 53
+    types_by_request: Annotated[
+        tuple[Label, ...],
+        Meta(
+            description="Types of DNS providers that callers may configure although they run programs or call hosts of "
+            "their own choice: exec, httpreq, lexicon."
+        ),
+    ] = ()
 
 
 class SecretsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

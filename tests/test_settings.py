@@ -177,6 +177,14 @@ def test_what_stands_in_the_wrong_place_is_named(
         ('acme.trust_files = ["/a", "/b", "/a"]', "acme.trust_files[2]", "is listed twice, first as entry [0]"),
         ('http01.listen = ["[::]:80", "[0::0]:080"]', "http01.listen[1]", "is listed twice, first as entry [0]"),
         ('http01.listen = ["0.0.0.0:443"]', "tlsalpn01.listen[0]", "0.0.0.0:443 is in http01.listen too"),
+        ('http01.fallback = "proxy"', "http01.fallback", "'proxy' needs an upstream: the host:port of the web server"),
+        ('http01.upstream = "a:80"', "http01.upstream",
+         "is used with fallback = 'proxy' only, and fallback is '404'"),
+        ('http01 = { fallback = "proxy", upstream = "localhost:80" }', "http01.upstream",
+         "localhost:80 is where this listener itself listens"),
+        ('tlsalpn01.upstream = "[::1]:443"', "tlsalpn01.upstream",
+         "[::1]:443 is where this listener itself listens"),
+        ('tlsalpn01.upstream = "a"', "tlsalpn01.upstream", "'a' needs a port, as in ca.example.org:443"),
         ('nats.events_root = "scaivault"', "nats.events_root", OVERLAP.format("scaivault", "scaivault.v1")),
         ('nats.subject_root = "scaivault"', "nats.subject_root", OVERLAP.format("scaivault.events", "scaivault")),
     ],
@@ -185,7 +193,7 @@ def test_a_wrong_value_is_told_with_what_would_be_right(
     write: Callable[[str], Path], text: str, key: str, message: str
 ) -> None:
     """Whoever reads the message should not need the reference to correct the value."""
-    line = None if key.startswith("tlsalpn01") else 2
+    line = None if key == "tlsalpn01.listen[0]" else 2
     assert mistakes_of(write(STATE_DIR + text)) == [(line, key, message)]
 
 
@@ -326,9 +334,10 @@ def test_the_annotated_file_names_every_key_once_with_its_meaning(write: Callabl
 def test_the_examples_in_the_annotated_file_are_valid(write: Callable[[str], Path]) -> None:
     """An example that the daemon refuses is worse than none."""
     text = _uncommented(ANNOTATED.read_text()).replace("# e.g. ", "")
-    settings = load(write(text))
+    settings = load(write(text.replace('fallback = "404"', 'fallback = "proxy"')))  # `upstream` goes with it only
     unset = [option.name for option in _leaves() if option.default is None]
-    found = {**msgspec.structs.asdict(settings.nats), **msgspec.structs.asdict(settings.secrets)}
+    sections = (settings.nats, settings.http01, settings.tlsalpn01, settings.secrets)
+    found = {name: value for each in sections for name, value in msgspec.structs.asdict(each).items()}
     assert unset
     assert all(found[name] is not None for name in unset)
 

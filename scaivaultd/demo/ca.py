@@ -1,7 +1,7 @@
 """The strict development CA: `DevelopmentCa`, what it is told, and `python -m scaivaultd.demo.ca`.
 
 A real RFC 8555 server on loopback, apart from our client on purpose: it shares no protocol code
-with it, so the two can disagree. It validates http-01 for real and looks at nothing else.
+with it, so the two can disagree. It validates every challenge for real, as far as it is told where to look.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
 
 @click.command()
 @click.option("--http01-port", type=click.IntRange(1, 65535), required=True, help="Where http-01 validations connect.")
+@click.option("--tlsalpn01-port", type=click.IntRange(1, 65535), help="Where tls-alpn-01 validations connect.")
+@click.option("--dns-server", help="ADDRESS:PORT of the DNS server that dns-01 validations ask.")
 @click.option("--listen", default="127.0.0.1:0", show_default=True, help="ADDRESS:PORT; port 0: the kernel chooses.")
 @click.option(
     "--dir",
@@ -77,18 +79,31 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     help="Where the root certificates are written.",
 )
 @click.option("--always-valid", is_flag=True, help="Validate nothing: every challenge succeeds.")
-def main(http01_port: int, listen: str, folder: Path, *, always_valid: bool) -> None:
+def main(
+    http01_port: int,
+    tlsalpn01_port: int | None,
+    dns_server: str | None,
+    listen: str,
+    folder: Path,
+    *,
+    always_valid: bool,
+) -> None:
     """Serve a development CA until SIGTERM; one JSON line on stdout says where."""
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal():
         raise click.BadParameter("expected ADDRESS:PORT", param_hint="--listen")
     folder.mkdir(parents=True, exist_ok=True)
-    ca = DevelopmentCa(
-        http01_port=http01_port,
-        host=host.strip("[]"),
-        port=int(port),
-        misbehaviour=Misbehaviour(always_valid=always_valid),
-    )
+    try:
+        ca = DevelopmentCa(
+            http01_port=http01_port,
+            tlsalpn01_port=tlsalpn01_port,
+            dns_server=dns_server,
+            host=host.strip("[]"),
+            port=int(port),
+            misbehaviour=Misbehaviour(always_valid=always_valid),
+        )
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--dns-server") from error
     started = _write_roots(ca, folder)
     asyncio.run(_serve(ca, started))
 

@@ -14,7 +14,8 @@ from scaivaultd.demo.ca_state import Account, Authorization, Challenge, Ledger
 
 if TYPE_CHECKING:
     from scaivaultd.demo.ca_identifiers import Identifier
-    from scaivaultd.demo.ca_validation import Finding, Validator
+    from scaivaultd.demo.ca_problems import Finding
+    from scaivaultd.demo.ca_validation import Validator
 
 _TYPES = {"dns": ("http-01", "dns-01", "tls-alpn-01"), "ip": ("http-01", "tls-alpn-01")}
 

@@ -17,6 +17,10 @@ _STATUS = {
 }
 
 
+Finding = dict[str, object] | None
+"""What a look at a challenge comes to: None when it is met, else the problem."""
+
+
 class Refused(Exception):
     """The request is answered with a problem document."""
 

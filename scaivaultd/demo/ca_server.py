@@ -23,7 +23,7 @@ from scaivaultd.demo.ca_nonces import Nonces
 from scaivaultd.demo.ca_orders import Orders
 from scaivaultd.demo.ca_settings import CaSettings
 from scaivaultd.demo.ca_state import Account, Authorization, Issued, Ledger, Order
-from scaivaultd.demo.ca_validation import Validator
+from scaivaultd.demo.ca_validation import Perspective, Validator
 from scaivaultd.demo.ca_wire import Wire
 from scaivaultd.demo.ca_x509 import Hierarchy, https_material
 from scaivaultd.model.clock import SystemClock, SystemRandomness
@@ -53,6 +53,8 @@ class DevelopmentCa:
         http01_port: int,
         host: str = "127.0.0.1",
         port: int = 0,
+        tlsalpn01_port: int | None = None,
+        dns_server: str | None = None,
         resolve: Callable[[str], str] | None = None,
         clock: Clock | None = None,
         randomness: Randomness | None = None,
@@ -67,6 +69,9 @@ class DevelopmentCa:
             http01_port: where http-01 validations connect to.
             host: an IP address of this machine.
             port: 0 lets the kernel choose.
+            tlsalpn01_port: where tls-alpn-01 validations connect to. Default: nowhere, so all of them fail.
+            dns_server: `address:port` of whom dns-01 validations ask, recursion desired. Default: nobody, so all of
+                them fail.
             resolve: from an identifier to the address its validation connects to; LookupError makes
                 the validation fail with a `dns` problem. Default: 127.0.0.1 for everything.
             clock: dates, delays and expiry; deadlines of connections go by the event loop.
@@ -78,6 +83,7 @@ class DevelopmentCa:
 
         Raises:
             OSError: the address cannot be bound.
+            ValueError: `dns_server` is not an address and a port.
         """
         self.misbehaviour = misbehaviour or Misbehaviour()
         self.requests: Counter[str] = Counter()
@@ -85,6 +91,9 @@ class DevelopmentCa:
         self.on_request: Callable[[str, Phase], Awaitable[None]] | None = None
         """Awaited when a request has been received and again when it has been processed."""
         settings = settings or CaSettings()
+        # Before the socket, so that nothing is left open when it refuses.
+        perspective = Perspective(http01_port=http01_port, tlsalpn01_port=tlsalpn01_port, dns_server=dns_server)
+        validator = Validator(perspective, resolve, settings.validation_seconds)
         clock = clock or SystemClock()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family)
@@ -93,7 +102,7 @@ class DevelopmentCa:
         self._ledger = Ledger(base_url, settings, self.misbehaviour, clock, randomness or SystemRandomness())
         self._hierarchy = Hierarchy(clock.now(), settings.alternates)
         self._require_eab = require_eab
-        self._authorizations = Authorizations(self._ledger, Validator(http01_port, resolve))
+        self._authorizations = Authorizations(self._ledger, validator)
         self._certificates = Certificates(self._ledger, self._hierarchy, self._authorizations)
         self._orders = Orders(self._ledger, self._authorizations, self._certificates)
         self._accounts = Accounts(self._ledger, eab_keys or {}, require_eab=require_eab)

@@ -26,3 +26,5 @@ class CaSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Length of a page of an account's orders list."""
     terms_of_service: bool = True
     """Whether the directory names terms, and newAccount demands agreement to them."""
+    validation_seconds: float = 10.0
+    """How long a look at a challenge may take, by the event loop's time."""

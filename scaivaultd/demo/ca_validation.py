@@ -1,104 +1,63 @@
-"""The development CA's look at a challenge: http-01 by a plain request of its own, the others not at all."""
+"""The development CA's look at a challenge: where each type is looked for, and what is said of those it cannot see."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
-from scaivaultd.demo.ca_problems import problem
+import msgspec
+
+from scaivaultd.demo.ca_dns01 import Dns01
+from scaivaultd.demo.ca_http01 import Http01
+from scaivaultd.demo.ca_problems import Finding, problem
+from scaivaultd.demo.ca_tlsalpn01 import TlsAlpn01
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scaivaultd.demo.ca_identifiers import Identifier
 
-_DEADLINE_SECONDS = 10.0
-_MAX_BODY = 16 * 1024
 
-Finding = dict[str, object] | None
-"""None when the challenge is met, else the problem."""
+class Perspective(msgspec.Struct, frozen=True, kw_only=True):
+    """Where it looks; None: nowhere, so that no such challenge can be met."""
+
+    http01_port: int
+    tlsalpn01_port: int | None = None
+    dns_server: str | None = None
 
 
 class Validator:
-    """Looks from one perspective, on loopback; holds no state."""
+    """Looks from one perspective, on loopback; holds no state.
 
-    def __init__(self, http01_port: int, resolve: Callable[[str], str] | None) -> None:
-        self._port = http01_port
+    Raises:
+        ValueError: the DNS server is not `address:port`.
+    """
+
+    def __init__(self, perspective: Perspective, resolve: Callable[[str], str] | None, seconds: float) -> None:
+        port, server = perspective.tlsalpn01_port, perspective.dns_server
+        self._http01 = Http01(perspective.http01_port, seconds)
+        self._tlsalpn01 = TlsAlpn01(port, seconds) if port is not None else None
+        self._dns01 = Dns01(server, seconds) if server is not None else None
         self._resolve = resolve
 
     async def validate(self, identifier: Identifier, type_: str, token: str, key_authorization: str) -> Finding:
-        """Look, for at most ten seconds."""
+        """Look once, for no longer than it is meant to."""
         match type_:
-            case "http-01":
-                return await self._http01(identifier, token, key_authorization)
+            case "http-01" | "tls-alpn-01":
+                return await self._connect(identifier, type_, token, key_authorization)
+            case "dns-01" if self._dns01 is not None:
+                return await self._dns01.look(identifier, key_authorization)
             case "dns-01":
                 return problem("dns", f"this CA looks up no TXT records, so not _acme-challenge.{identifier.base}")
-            case "tls-alpn-01":
-                return problem("tls", f"this CA opens no TLS connections, so not to {identifier.value}")
             case _:
                 return problem("malformed", f"this CA does not validate {type_}")
 
-    async def _http01(self, identifier: Identifier, token: str, key_authorization: str) -> Finding:
+    async def _connect(self, identifier: Identifier, type_: str, token: str, key_authorization: str) -> Finding:
         try:
             address = "127.0.0.1" if self._resolve is None else self._resolve(identifier.value)
         except LookupError:
             return problem("dns", f"{identifier.value} has no address")
-        place = f"http://{_host(identifier)}:{self._port}/.well-known/acme-challenge/{token} at {address}"
-        try:
-            async with asyncio.timeout(_DEADLINE_SECONDS):
-                status, body = await self._get(address, _host(identifier), token)
-        except TimeoutError:
-            return problem("connection", f"{place}: no answer within {_DEADLINE_SECONDS:.0f} s")
-        except (OSError, EOFError, asyncio.LimitOverrunError) as error:
-            return problem("connection", f"{place}: {type(error).__name__}")
-        except ValueError as error:
-            return problem("connection", f"{place}: {error}")
-        if status != 200:
-            return problem("incorrectResponse", f"{place}: status {status}")
-        if body != key_authorization.encode():
-            return problem("incorrectResponse", f"{place}: {len(body)} octets that are not the key authorization")
-        return None
-
-    async def _get(self, address: str, host: str, token: str) -> tuple[int, bytes]:
-        reader, writer = await asyncio.open_connection(address, self._port)
-        try:
-            writer.write(
-                f"GET /.well-known/acme-challenge/{token} HTTP/1.1\r\nHost: {host}\r\n"
-                "User-Agent: scaivaultd-development-ca\r\nAccept: */*\r\nConnection: close\r\n\r\n".encode()
-            )
-            await writer.drain()
-            return await _read_answer(reader)
-        finally:
-            # Aborted, not closed: a close may wait for a peer that has stopped reading.
-            writer.transport.abort()
-
-
-async def _read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """Status and body; raises ValueError for what is not HTTP, or more than we read."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    status_line, *fields = head.removesuffix("\r\n\r\n").split("\r\n")
-    version, _, rest = status_line.partition(" ")
-    if version not in {"HTTP/1.0", "HTTP/1.1"} or not rest[:3].isdecimal():
-        raise ValueError("not an HTTP/1.1 answer")
-    headers = {name.strip().lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
-    if "transfer-encoding" in headers:
-        raise ValueError("a chunked answer, which this CA does not read")
-    length = headers.get("content-length")
-    if length is None:
-        return int(rest[:3]), await _read_to_end(reader)
-    if not length.isdecimal() or int(length) > _MAX_BODY:
-        raise ValueError(f"Content-Length {length!r}")
-    return int(rest[:3]), await reader.readexactly(int(length))
-
-
-async def _read_to_end(reader: asyncio.StreamReader) -> bytes:
-    body = b""
-    while chunk := await reader.read(_MAX_BODY):
-        body += chunk
-        if len(body) > _MAX_BODY:
-            raise ValueError("an endless body")
-    return body
-
-
-def _host(identifier: Identifier) -> str:
-    return f"[{identifier.value}]" if ":" in identifier.value else identifier.value
+        if type_ == "http-01":
+            return await self._http01.look(identifier, address, token, key_authorization)
+        if self._tlsalpn01 is None:
+            return problem("tls", f"this CA opens no TLS connections, so not to {identifier.value}")
+        return await self._tlsalpn01.look(identifier, address, key_authorization)

@@ -154,18 +154,24 @@ class Trial:
     async def _write_and_remove(self, place: Place) -> None:
         user = f"test:{self._value}"
         try:
-            async with self._step("write") as say:
-                handle = await self._records.write(place, self._value, user)
-                say(f"a random value is in the TXT set of {place.record_name}, by the provider's word")
-            if place.provider.signals_live:
-                async with self._step("live") as say:
-                    live = await place.provider.wait_live(handle, place.policy.timeout)
-                    say("the service says that it is everywhere" if live else "no word of the service in time")
-            await self._see(place)
-        finally:
+            await self._write_and_see(place, user)
+        except Stopped:
             await self._remove(user)
+            raise
+        except BaseException:
+            # Cut off: nobody waits for the provider any more; a job takes the value away, or the next process.
+            await self._records.release(user)
+            raise
+        await self._remove(user)
 
-    async def _see(self, place: Place) -> None:
+    async def _write_and_see(self, place: Place, user: str) -> None:
+        async with self._step("write") as say:
+            handle = await self._records.write(place, self._value, user)
+            say(f"a random value is in the TXT set of {place.record_name}, by the provider's word")
+        if place.provider.signals_live:
+            async with self._step("live") as say:
+                live = await place.provider.wait_live(handle, place.policy.timeout)
+                say("the service says that it is everywhere" if live else "no word of the service in time")
         async with self._step("visible") as say:
             await self._propagation.wait(
                 place.record_name, place.route, place.policy, lambda: [self._value], self._note
@@ -173,7 +179,6 @@ class Trial:
             say(f"{len(self._verdicts)} addresses of the name servers show it")
 
     async def _remove(self, user: str) -> None:
-        # A test that is cut off here leaves the rest to the journal.
         freed = await self._records.release(user, by_job=False)
         try:
             async with self._step("remove") as say:

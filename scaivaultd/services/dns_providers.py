@@ -57,6 +57,7 @@ class DnsProviders:
         pool: ProviderPool,
         secrets: Secrets,
         from_file: Sequence[DnsProvider],
+        types_by_request: Sequence[str] = (),
         ids: IdMaker,
         clock: Clock,
         log: FilteringBoundLogger,
@@ -66,6 +67,7 @@ class DnsProviders:
         self._pool = pool
         self._secrets = secrets
         self._from_file = {each.name: each for each in from_file}
+        self._types_by_request = types_by_request
         self._ids = ids
         self._clock = clock
         self._log = log
@@ -249,10 +251,12 @@ class DnsProviders:
             meant = f" (did you mean {near[0]!r}?)" if near else ""
             detail = f"no installed plugin brings the type {record.type!r}{meant}; there is {_listed(self._pool.kinds)}"
             raise _invalid("/type", "unknown_type", detail)
-        if kind.configuration_file_only and record.origin != "file":
+        by_request = record.origin != "file" and kind.name not in self._types_by_request
+        if kind.configuration_file_only and by_request:
             detail = (
                 f"a provider of the type {kind.name} runs programs or calls hosts of its own choice: it can only be "
-                "configured in the daemon's configuration file, under [[dns_provider]]"
+                "configured in the daemon's configuration file, under [[dns_provider]], unless [dns] types_by_request "
+                "lists it"
             )
             raise _invalid("/type", "configuration_file_only", detail)
         return kind
@@ -339,7 +343,8 @@ class DnsProviders:
             name=record.name,
             type=record.type,
             zones=list(record.zones),
-            config=record.config,
+            # Nobody has judged what stands in the file: what does not fit may be a secret, and callers see this.
+            config={} if detail and record.origin == "file" else record.config,
             origin=record.origin,
             status="unusable" if detail else "ready",
             detail=detail,

@@ -82,7 +82,8 @@ class Presence:
         seconds = self._kind.present_seconds
         try:
             async with asyncio.timeout(seconds):
-                await self._claim(missing)
+                # For what is in place, too: it takes its share until it is cleaned up.
+                await self._claim({**self._begun, **missing})
                 self._begun.update(missing)
                 await side_by_side([self._present(url, each) for url, each in missing.items()], AT_ONCE)
         except TimeoutError as error:
@@ -94,7 +95,7 @@ class Presence:
             return
         each_claims = await side_by_side([solver.claims(each) for each in responses.values()], AT_ONCE)
         wanted = self._shares(each_claims)
-        if all(self._claimed.get(key) == share for key, share in wanted.items()):
+        if all(key in self._claimed and self._claimed[key].count >= share.count for key, share in wanted.items()):
             return
         if self._claimed:
             # Taking more while holding some could make a circle: let go, and take all in order.

@@ -156,7 +156,12 @@ class OpenProvider:
 
     async def add_txt(self, zone: Zone, name: str, values: Sequence[str]) -> dict[str, Any]:
         """Make sure that the values are there; the handle is checked to be JSON."""
-        handle: Any = await self._call("add_txt", lambda provider: provider.add_txt(zone, name, values, self.ttl))
+        try:
+            handle: Any = await self._call("add_txt", lambda provider: provider.add_txt(zone, name, values, self.ttl))
+        except NoZone:
+            # It was made anew, perhaps: the next order shall not meet the old one's id for minutes.
+            self._zones.clear()
+            raise
         try:
             return msgspec.json.decode(msgspec.json.encode(handle or {}), type=dict[str, Any])
         except (TypeError, ValueError, msgspec.MsgspecError):
@@ -196,8 +201,9 @@ class OpenProvider:
         return True
 
     async def _call(
-        self, what: str, work: Callable[[DnsProvider], Coroutine[Any, Any, T]], seconds: float = CALL_SECONDS
+        self, what: str, work: Callable[[DnsProvider], Coroutine[Any, Any, T]], seconds: float | None = None
     ) -> T:
+        seconds = CALL_SECONDS if seconds is None else seconds
         async with self._gate:
             self._require_rested()
             provider = self._provider

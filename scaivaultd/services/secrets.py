@@ -129,7 +129,9 @@ class Secrets:
             self._outside.check(reference, pointer)
         elif scheme is not None and scheme not in self._backends:
             known = ", ".join(sorted({*_OUTSIDE, *self._backends}))
-            raise _refused(pointer, f"no installed plugin reads secrets of the scheme {scheme!r}; known: {known}")
+            raise _refused(
+                pointer, f"no installed plugin reads secrets of the scheme {_shortened(scheme)!r}; known: {known}"
+            )
         elif scheme is None and not _is_path(rest):
             raise _refused(
                 pointer,
@@ -156,6 +158,18 @@ class Secrets:
         """Read it anew next time."""
         self._cache.pop(reference, None)
 
+    def shown(self, reference: str) -> str:
+        """The reference for a text or a log; what may be the secret itself, pasted by mistake, is not repeated."""
+        scheme, rest = _parts(reference)
+        if scheme in _OUTSIDE or scheme in self._backends:
+            return reference
+        if scheme is not None:
+            return f"{_shortened(scheme)}:..."
+        if not _is_path(rest):
+            return f"a text of {len(rest)} letters that is no reference"
+        # A long word without any `/` is more likely a token than the path of one.
+        return reference if "/" in reference else _shortened(reference)
+
     async def _fetch(self, reference: str) -> str:
         scheme, rest = _parts(reference)
         if scheme in _OUTSIDE:
@@ -164,7 +178,7 @@ class Secrets:
             return await self._read_backend(scheme, rest, reference)
         stored = await SECRETS.get(self._store, digest(rest)) if _is_path(rest) else None
         if stored is None:
-            raise SecretNotFound(f"{_shown(reference)}: there is no such secret; secrets.put stores it")
+            raise SecretNotFound(f"{self.shown(reference)}: there is no such secret; secrets.put stores it")
         secret = stored.value
         return self._sealer.open(secret.sealed, _place(secret.path), f"value.{secret.version}").decode()
 
@@ -179,7 +193,10 @@ class Secrets:
     async def _read_backend(self, scheme: str, path: str, reference: str) -> str:
         backend = self._backends.get(scheme)
         if backend is None:
-            raise SecretNotFound(f"{reference}: no plugin reads secrets of the scheme {scheme!r}, or it did not open")
+            shown = self.shown(reference)
+            raise SecretNotFound(
+                f"{shown}: no plugin reads secrets of the scheme {_shortened(scheme)!r}, or it did not open"
+            )
         try:
             return await bounded(backend.read(path), BACKEND_SECONDS)
         except SecretMissing as missing:
@@ -202,7 +219,8 @@ class LentSecrets:
         try:
             return await self._secrets.read(reference)
         except SecretNotFound as missing:
-            raise SecretMissing(reference, missing.detail.removeprefix(f"{reference}: ")) from None
+            shown = self._secrets.shown(reference)
+            raise SecretMissing(shown, missing.detail.removeprefix(f"{shown}: ")) from None
 
     def forget(self, reference: str) -> None:
         """See `SecretReader`."""
@@ -222,9 +240,8 @@ def _is_path(text: str) -> bool:
     return len(text) <= 255 and ".." not in text and bool(_PATH.fullmatch(text))
 
 
-def _shown(reference: str) -> str:
-    # A long word without any `/` is more likely a pasted token than the path of a secret.
-    return reference if "/" in reference or len(reference) < _LONG else f"{reference[:4]}... ({len(reference)} letters)"
+def _shortened(word: str) -> str:
+    return word if len(word) < _LONG else f"{word[:4]}... ({len(word)} letters)"
 
 
 def _require_path(path: str) -> None:

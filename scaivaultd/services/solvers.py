@@ -116,17 +116,18 @@ class _Shares:
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled():
                 self.give(count)  # it came at the same moment
-            else:
+            elif place in self._waiting:
                 self._waiting.remove(place)
                 self.give(0)
             raise
 
     def give(self, count: int) -> None:
         self._free += count
-        while self._waiting and self._free >= self._waiting[0][0]:
+        while self._waiting and (self._waiting[0][1].cancelled() or self._free >= self._waiting[0][0]):
             taken, granted = self._waiting.popleft()
-            self._free -= taken
-            granted.set_result(None)
+            if not granted.cancelled():  # its task may not know yet that it does not wait any more
+                self._free -= taken
+                granted.set_result(None)
 
 
 def _refused(pointer: str, code: str, detail: str) -> UnsupportedChallenge:

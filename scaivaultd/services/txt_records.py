@@ -51,6 +51,8 @@ VALUES_AT_ONCE = 6
 not turn to TCP (Pebble is one) finds no value at all among more. Services have limits, too (Azure 20 to a set)."""
 LIVE_SECONDS = 180.0
 REMOVAL_PAUSES_SECONDS = (5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
+GONE_SECONDS = 5.0
+"""So long an order that has ended keeps its share of a name for the first try to take its values away."""
 REMOVAL_TRIES = 40
 """About a day and a half; whatever is still there then is logged and left to a person."""
 _ROUTELESS = ("resolvers", "delay", "skip")
@@ -76,6 +78,19 @@ class _Batch:
         self.task: asyncio.Task[Any] | None = None
 
 
+class _Removal:
+    """A job that takes one value away."""
+
+    def __init__(self) -> None:
+        self.is_wanted = True
+        self.tried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def tell(self) -> None:
+        """Let go on who waits for the first try."""
+        if not self.tried.done():
+            self.tried.set_result(None)
+
+
 class TxtRecords:
     """What the dns-01 solver writes through; see `Dns01Records` in the plugin contract."""
 
@@ -99,6 +114,8 @@ class TxtRecords:
         self._log = log
         self._batches: dict[tuple[str, ...], _Batch] = {}
         self._writing: set[asyncio.Task[Any]] = set()
+        self._removing: dict[str, _Removal] = {}
+        self._removals = 0
         self._places: dict[str, tuple[float, Place]] = {}
         self._wanted: dict[tuple[str, str], dict[str, None]] = {}
         self._reports: dict[str, dict[str, PropagationReport]] = {}
@@ -117,10 +134,16 @@ class TxtRecords:
             raise
 
     async def remove(self, response: ChallengeResponse, value: str) -> None:
-        """See `Dns01Records`: gives the value up and leaves its removal to a job."""
+        """See `Dns01Records`: gives the value up and leaves its removal to a job.
+
+        Returns when that has tried once, or after `GONE_SECONDS`: the next order for the name begins then, and the
+        name holds only so many values.
+        """
         self._places.pop(_user(response), None)
-        await self.release(_user(response))
+        freed = await self.release(_user(response))
         self._unwant(response.order_id, value)
+        if under_way := [self._removing[each].tried for each in freed if each in self._removing]:
+            await asyncio.wait(under_way, timeout=GONE_SECONDS)
 
     async def claims(self, response: ChallengeResponse) -> Mapping[str, int]:
         """See `Dns01Records`."""
@@ -299,7 +322,13 @@ class TxtRecords:
     def remove_later(self, record_ids: Collection[str]) -> None:
         """Let jobs take away what nobody needs any more."""
         for record_id in record_ids:
-            self._jobs.start(f"txt {record_id}", partial(self._removal, record_id))
+            if removal := self._removing.get(record_id):
+                # It may just have found the value in use, and must look again: the last user has left since.
+                removal.is_wanted = True
+                continue
+            self._removing[record_id] = _Removal()
+            self._removals += 1
+            self._jobs.start(f"txt {record_id} {self._removals}", partial(self._removal, record_id))
 
     async def sweep(self) -> None:
         """Find what earlier processes left: values whose orders have ended, or were never removed."""
@@ -321,10 +350,22 @@ class TxtRecords:
 
     async def _removal(self, record_id: str) -> None:
         """The job: try until the value is gone, or somebody needs it again."""
+        removal = self._removing[record_id]
+        try:
+            while removal.is_wanted:
+                removal.is_wanted = False
+                await self._try_to_remove(record_id, removal)
+        finally:
+            # Without a wait since the last look: whoever gives the value up from here on starts another job.
+            del self._removing[record_id]
+            removal.tell()
+
+    async def _try_to_remove(self, record_id: str, removal: _Removal) -> None:
         for tries in range(REMOVAL_TRIES):
             error = await outcome_of(self.take_away(record_id), self._log)
             if error is None:
                 return
+            removal.tell()
             pause = REMOVAL_PAUSES_SECONDS[min(tries, len(REMOVAL_PAUSES_SECONDS) - 1)]
             self._log.warning("dns.not_removed", record_id=record_id, detail=error.detail, next_try_seconds=pause)
             await self._clock.sleep(pause)
@@ -408,7 +449,10 @@ class TxtRecords:
             batch.task.add_done_callback(self._heard)
         batch.values[value] = None
         assert batch.task is not None
-        return await asyncio.shield(batch.task)
+        try:
+            return await asyncio.shield(batch.task)
+        except ScaivaultError as error:
+            raise _own_copy(error) from None
 
     async def _run_batch(
         self,
@@ -438,6 +482,13 @@ class TxtRecords:
             _, pending = await asyncio.wait(self._writing, timeout=grace_seconds)
             for task in pending:
                 task.cancel()
+
+
+def _own_copy(error: ScaivaultError) -> ScaivaultError:
+    """The same error for one of those who waited together: each notes its own identifier in it."""
+    own = type(error).__new__(type(error), *error.args)
+    own.__dict__.update(error.__dict__)
+    return own
 
 
 def _policy(provider: OpenProvider, override: PropagationOverride | None) -> PropagationPolicy:

@@ -27,6 +27,9 @@ QUERIES = {
     "ListResourceRecordSets": {"name", "type", "identifier", "maxitems"},
 }
 
+# By name, says the description, and not how types are ordered: as it lists them, TXT is not the last.
+TYPES = ["SOA", "A", "TXT", "NS", "CNAME", "MX", "SRV", "AAAA", "CAA"]
+
 Key = tuple[str, str, str]
 
 
@@ -198,7 +201,7 @@ class FakeRoute53(FakeApi):
     def _list_sets(self, zone: FakeZone, query: Mapping[str, str]) -> web.Response:
         if "type" in query and "name" not in query:
             raise Refusal(400, "InvalidInput", "type without name")
-        start = (_order(query.get("name", "")), query.get("type", ""), query.get("identifier", ""))
+        start = (_order(query.get("name", "")), TYPES.index(query.get("type", "SOA")), query.get("identifier", ""))
         wanted = sorted(zone.sets.values(), key=_place)
         if "name" in query:
             wanted = [each for each in wanted if _place(each) >= start]
@@ -349,8 +352,8 @@ def _order(name: str) -> tuple[str, ...]:
     return tuple(reversed(_read_name(name).rstrip(".").split("."))) if name else ()
 
 
-def _place(each: FakeSet) -> tuple[tuple[str, ...], str, str]:
-    return (_order(each.name), each.type, each.identifier)
+def _place(each: FakeSet) -> tuple[tuple[str, ...], int, str]:
+    return (_order(each.name), TYPES.index(each.type), each.identifier)
 
 
 def _read_name(name: str) -> str:

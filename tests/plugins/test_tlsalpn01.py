@@ -52,7 +52,8 @@ def listener() -> Responses:
 @pytest.fixture
 async def solver(listener: Responses) -> AsyncIterator[ChallengeSolver]:
     (kind,) = tlsalpn01.scaivaultd_challenge_solvers()
-    async with kind.open(SolverContext(http01=Unused(), tlsalpn01=listener, dns01=Unused(), host=Unused())) as opened:
+    unused: Any = Unused()
+    async with kind.open(SolverContext(http01=unused, tlsalpn01=listener, dns01=unused, host=unused)) as opened:
         yield opened
 
 

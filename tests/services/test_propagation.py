@@ -150,7 +150,7 @@ class TestGivingUp:
     async def test_no_server_at_all_is_said_as_such(self, wait: Any, name_servers: Any) -> None:
         """Silence is not consent."""
         name_servers.shows.update(dict.fromkeys((ONE, TWO, THREE), "skipped"))
-        with pytest.raises(DnsPropagationTimeout, match="no name server could be asked from here$") as failed:
+        with pytest.raises(DnsPropagationTimeout, match=r"no name server could be asked from here$") as failed:
             await wait(timeout=5)
         assert failed.value.verdicts == ()
         name_servers.zones["example.test"] = ()
@@ -162,7 +162,7 @@ class TestGivingUp:
         addresses = tuple(f"192.0.2.{n}" for n in range(1, 11))
         name_servers.zones["example.test"] = addresses
         name_servers.shows.update(dict.fromkeys(addresses, "absent"))
-        with pytest.raises(DnsPropagationTimeout, match="10 of 10 .*; and 4 more$") as failed:
+        with pytest.raises(DnsPropagationTimeout, match=r"10 of 10 .*; and 4 more$") as failed:
             await wait(timeout=5)
         assert len(failed.value.verdicts) == 10
 

@@ -1,0 +1,292 @@
+"""Cloudflare's API v4: the calls that are needed, their documents, and what their errors mean.
+
+The HTTP status of an error says little here (the same fault comes as 400 or 403); its code does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from scaivaultd.plugin import (
+    Clock,
+    LostAnswer,
+    PermanentError,
+    ProviderAuthError,
+    ProviderError,
+    RateLimited,
+    TransientError,
+    normal_name,
+)
+from scaivaultd.plugin.http import HttpAnswer, HttpApi, error_by_status, quoted
+
+ZONES_PER_PAGE = 50
+RECORDS_PER_PAGE = 100
+PAGES_MAX = 1000
+LIST_LAG_SECONDS = 1.0
+COMMENT = "ACME challenge, removed when validated"
+
+DUPLICATE_CODES = frozenset({"81057", "81058"})
+GONE_CODES = frozenset({"81044"})
+NO_SUCH_ZONE_CODES = frozenset({"7003"})
+OCCUPIED_CODES = frozenset({"81053", "81054"})
+MALFORMED_TOKEN_CODES = frozenset({"6003", "6103", "6111"})
+AUTH_CODES = MALFORMED_TOKEN_CODES | {"1000", "9103", "9106", "9109", "10000", "10001"}
+THROTTLED_CODES = frozenset({"971"})
+
+
+class Entry(Protocol):
+    """What lists are made of."""
+
+    @property
+    def id(self) -> str | int:
+        """The service's id; a text, by all documentation."""
+        ...
+
+
+T = TypeVar("T")
+E = TypeVar("E", bound=Entry)
+
+# The API's documents. Every member may be missing or null: only what a decision needs is looked at.
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """One entry of `errors`; the real reason is often in its chain."""
+
+    code: int | str | None = None
+    message: str | None = None
+    error_chain: list[Fault | None] | None = None
+
+
+class Paging(msgspec.Struct, frozen=True):
+    """`result_info`; absent in some answers."""
+
+    total_pages: float | None = None
+    total_count: float | None = None
+
+
+class ZoneEntry(msgspec.Struct, frozen=True):
+    """A zone as listed. `type` internal is a private one, of a resolver and not of the world."""
+
+    id: str | int = ""
+    name: str | None = None
+    status: str | None = None
+    type: str | None = None
+    name_servers: list[str | None] | None = None
+
+
+class RecordEntry(msgspec.Struct, frozen=True):
+    """A record as listed; `content` is as its writer put it, with quotes or without. 1 as TTL means automatic."""
+
+    id: str | int = ""
+    name: str | None = None
+    type: str | None = None
+    content: str | None = None
+    ttl: float | None = None
+
+
+class TokenEntry(msgspec.Struct, frozen=True):
+    """What the service says of the token that asks."""
+
+    status: str | None = None
+    expires_on: str | None = None
+
+
+class Envelope(msgspec.Struct, Generic[T], frozen=True):
+    """What every answer is wrapped in."""
+
+    success: bool | None = None
+    errors: list[Fault | None] | None = None
+    result: T | None = None
+    result_info: Paging | None = None
+
+
+class CloudflareApi:
+    """The calls that are needed, their paging, and nothing decided."""
+
+    def __init__(self, http: HttpApi, clock: Clock) -> None:
+        self.http = http
+        self._clock = clock
+
+    async def zones(self, filters: Mapping[str, str]) -> list[ZoneEntry]:
+        """All zones that the token sees and that fit the filters (`name`, `account.id`)."""
+        return await self._all_pages("/zones", filters, ZONES_PER_PAGE, Envelope[list[ZoneEntry | None]]) or []
+
+    async def zone_count(self, filters: Mapping[str, str]) -> int:
+        """How many zones the token sees."""
+        answer = await self.http.call("GET", "/zones", query={**filters, "page": 1, "per_page": ZONES_PER_PAGE})
+        envelope = _decoded(answer, Envelope[list[ZoneEntry | None]])
+        total = envelope.result_info.total_count if envelope.result_info else None
+        return len(_present(envelope.result)) if total is None else int(total)
+
+    async def zone(self, zone_id: str) -> ZoneEntry | None:
+        """One zone; None when there is none of that id."""
+        answer = await self.http.call("GET", f"/zones/{quoted(zone_id)}", accept={404})
+        return None if answer.status == 404 else _decoded(answer, Envelope[ZoneEntry]).result
+
+    async def txt_records(self, zone_id: str, name: str) -> list[RecordEntry] | None:
+        """All TXT records of exactly this name; None when the zone is not there."""
+        found = await self._records(zone_id, {"type": "TXT", "name.exact": name})
+        if found is None:
+            # A zone that was just made may not be known everywhere yet.
+            await self._clock.sleep(LIST_LAG_SECONDS)
+            found = await self._records(zone_id, {"type": "TXT", "name.exact": name})
+        if found is None:
+            return None
+        # A filter that an older gateway does not know would be ignored, not refused.
+        return [each for each in found if each.type in (None, "TXT") and is_same_name(each.name, name)]
+
+    async def some_records(self, zone_id: str, count: int) -> list[RecordEntry]:
+        """The first few records of a zone, of any type."""
+        answer = await self.http.call("GET", _records_path(zone_id), query={"page": 1, "per_page": count})
+        return _present(_decoded(answer, Envelope[list[RecordEntry | None]]).result)
+
+    async def create_txt(self, zone_id: str, name: str, value: str, ttl: int) -> RecordEntry:
+        """Make one record; `ttl` in seconds.
+
+        Raises:
+            LostAnswer: it may be there now.
+            PermanentError: with the service's code, those of duplicates too.
+        """
+        record = {"type": "TXT", "name": name, "content": f'"{value}"', "ttl": ttl, "comment": COMMENT}
+        answer = await self.http.call("POST", _records_path(zone_id), json=record, repeatable=False)
+        try:
+            created = _decoded(answer, Envelope[RecordEntry]).result
+        except TransientError as error:
+            raise LostAnswer(error.detail) from None
+        return created or RecordEntry()
+
+    async def delete(self, zone_id: str, record_id: str) -> None:
+        """Delete one record; one that is gone is no error."""
+        try:
+            await self.http.call("DELETE", f"{_records_path(zone_id)}/{quoted(record_id)}", accept={404})
+        except PermanentError as error:
+            if error.code not in GONE_CODES:
+                raise
+
+    async def token(self) -> TokenEntry:
+        """What the service says of the token."""
+        answer = await self.http.call("GET", "/user/tokens/verify")
+        return _decoded(answer, Envelope[TokenEntry]).result or TokenEntry()
+
+    async def _records(self, zone_id: str, filters: Mapping[str, str]) -> list[RecordEntry] | None:
+        shape = Envelope[list[RecordEntry | None]]
+        try:
+            return await self._all_pages(_records_path(zone_id), filters, RECORDS_PER_PAGE, shape)
+        except PermanentError as error:
+            if error.code in NO_SUCH_ZONE_CODES:
+                return None
+            raise
+
+    async def _all_pages(
+        self, path: str, filters: Mapping[str, str], size: int, shape: type[Envelope[list[E | None]]]
+    ) -> list[E] | None:
+        """Every entry of every page; None for a 404. Without `total_pages`, until a page brings nothing new."""
+        found: dict[str, E] = {}
+        for page in range(1, PAGES_MAX + 1):
+            query: dict[str, str | int] = {**filters, "page": page, "per_page": size}
+            answer = await self.http.call("GET", path, query=query, accept={404})
+            if answer.status == 404:
+                return None
+            envelope = _decoded(answer, shape)
+            before = len(found)
+            found.update({str(each.id): each for each in _present(envelope.result)})
+            pages = envelope.result_info.total_pages if envelope.result_info else None
+            if len(found) == before or (pages is not None and page >= pages):
+                break
+        return list(found.values())
+
+
+def error_from(answer: HttpAnswer) -> ProviderError | None:
+    """An error answer by its codes; None when it is not in the service's format (a gateway's HTML)."""
+    try:
+        envelope = msgspec.json.decode(answer.body, type=Envelope[Any], strict=False)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    return _error_of(answer, envelope)
+
+
+def _error_of(answer: HttpAnswer, envelope: Envelope[Any]) -> ProviderError:
+    faults = list(_flat(envelope.errors))
+    codes = [str(each.code) for each in faults if each.code is not None]
+    text = _text(answer, faults)
+    if answer.status == 429 or THROTTLED_CODES.intersection(codes):
+        return RateLimited(f"Cloudflare asks to slow down ({text})", _seconds_until_allowed(answer))
+    if AUTH_CODES.intersection(codes):
+        return ProviderAuthError(_refused(codes, text))
+    if OCCUPIED_CODES.intersection(codes):
+        return PermanentError(_occupied(text), codes[0])
+    # The codes of duplicates and of what is gone must be seen wherever they stand in the chain.
+    known = [each for each in codes if each in DUPLICATE_CODES | GONE_CODES | NO_SUCH_ZONE_CODES]
+    code = (known or codes or [str(answer.status)])[0]
+    if not known and (answer.status in (401, 403, 408) or answer.status >= 500):
+        return error_by_status(answer, text, code)
+    return PermanentError(f"Cloudflare refuses: {text}", code)
+
+
+def _refused(codes: Sequence[str], text: str) -> str:
+    if MALFORMED_TOKEN_CODES.intersection(codes):
+        return f"the secret is no API token, perhaps a global API key or cut off ({text})"
+    if "9109" in codes:
+        return f"Cloudflare does not know the token, or the zone is outside of its scope ({text})"
+    return f"Cloudflare refuses the token, or it lacks Zone:DNS:Edit or Zone:Zone:Read ({text})"
+
+
+def _occupied(text: str) -> str:
+    return (
+        "a CNAME or address record stands at this name, so no TXT record can be added; if it is the one of "
+        f"Cloudflare's own certificates (DCV delegation), remove that delegation first ({text})"
+    )
+
+
+def _flat(faults: Iterable[Fault | None] | None, depth: int = 0) -> Iterator[Fault]:
+    for fault in _present(faults):
+        yield fault
+        if depth < 5:
+            yield from _flat(fault.error_chain, depth + 1)
+
+
+def _text(answer: HttpAnswer, faults: Sequence[Fault]) -> str:
+    said = "; ".join(f"{each.code}: {' '.join((each.message or '').split())[:200]}" for each in faults[:5])
+    ray = answer.headers.get("cf-ray", "")
+    return f"HTTP {answer.status}{f', {said}' if said else ''}{f', cf-ray {ray[:64]}' if ray else ''}"
+
+
+def _seconds_until_allowed(answer: HttpAnswer) -> float | None:
+    """From `Ratelimit: "default";r=0;t=30`, which is there when `Retry-After` is not."""
+    if "retry-after" in answer.headers:
+        return None
+    match = re.search(r"\br=0\b.*\bt=(\d{1,6})\b", answer.headers.get("ratelimit", ""))
+    return float(match[1]) if match else None
+
+
+def _decoded(answer: HttpAnswer, shape: type[Envelope[T]]) -> Envelope[T]:
+    """Read an answer that is 2xx.
+
+    Raises:
+        TransientError: it is something else than documented.
+        ProviderError: it says `success: false` although its status is 2xx.
+    """
+    try:
+        envelope = msgspec.json.decode(answer.body, type=shape, strict=False)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise TransientError(f"Cloudflare answers something else than documented (HTTP {answer.status})") from None
+    if envelope.success is False:
+        raise _error_of(answer, envelope)
+    return envelope
+
+
+def _present(entries: Iterable[T | None] | None) -> list[T]:
+    return [each for each in entries or () if each is not None]
+
+
+def _records_path(zone_id: str) -> str:
+    return f"/zones/{quoted(zone_id)}/dns_records"
+
+
+def is_same_name(found: str | None, name: str) -> bool:
+    """Whether an entry is of this name; one that says none was asked for by name."""
+    return found is None or normal_name(found) == normal_name(name)
