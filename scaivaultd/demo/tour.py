@@ -28,13 +28,10 @@ ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def run(*, keep: bool, ca: str) -> int:
     """Run the demo and return the exit code. `ca` is auto, pebble or development.
 
-    Call it last: from its end on the process ignores the signals that would have ended the run.
+    Call it last: from its end on the process is deaf to the signals that would have ended the run.
     """
     folder = Path(tempfile.mkdtemp(prefix="scaivaultd-demo-"))
     code = _outcome(folder, keep=keep, ca=ca)
-    for number in ENDINGS:
-        # The loop's handlers are gone with it, and who presses Ctrl-C twice is to find no folder either.
-        signal.signal(number, signal.SIG_IGN)
     if code == EX_FAILED and any(folder.iterdir()):
         _tell(f"Its logs are in {folder}", sys.stderr)
         return code
@@ -59,6 +56,8 @@ def _outcome(folder: Path, *, keep: bool, ca: str) -> int:
 async def _tour(folder: Path, *, keep: bool, ca: str) -> None:
     ending = _Ending(asyncio.current_task())
     async with AsyncExitStack() as stack:
+        # The loop's handlers end with it, and who presses Ctrl-C once more is to find no folder either.
+        stack.callback(signal.pthread_sigmask, signal.SIG_BLOCK, ENDINGS)
         stage, daemon = await set_up(folder, ca, stack)
         async with alive(daemon):
             caller = await connect(stage.nats_login()["url"], stack)

@@ -49,7 +49,8 @@ async def _issue(caller: Caller, account_id: str, challenge_type: str, *names: s
     ordered = await caller.ask(
         "pki.acme.issue", account_id=account_id, domains=list(names), challenge_type=challenge_type
     )
-    say("order", f"{ordered['order_id']} for {', '.join(ordered['domains'])}")
+    say("order", ordered["order_id"])
+    say("", f"for {', '.join(ordered['domains'])} by {ordered['challenge_type']}")
     await _show_certificate(caller, await _watch(caller, ordered))
 
 

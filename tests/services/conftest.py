@@ -713,7 +713,6 @@ class DnsService:
         self.busiest = 0
         self.opened = 0
         self.closed = 0
-        self.live: Callable[[], Awaitable[None]] | None = None
 
     def asked(self, method: str) -> list[str]:
         """The names that method was called for, in order."""

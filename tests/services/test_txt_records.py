@@ -28,6 +28,13 @@ async def users_of(world: Any) -> dict[str, tuple[str, ...]]:
     return {record.value: record.users for record in await world.journal()}
 
 
+async def journalled(world: Any, user: str) -> None:
+    """Wait until `user` has said that it needs something."""
+    async with asyncio.timeout(10):
+        while not any(user in record.users for record in await world.journal()):
+            pass
+
+
 async def taken_away(world: Any) -> bool:
     """Whether nothing of ours is left, in DNS or in the journal."""
     await world.idle()
@@ -190,7 +197,7 @@ class TestSharing:
         await world.records.release("order_1:t")
         await world.until(lambda: world.service.asked("remove_txt"))
         put = asyncio.create_task(world.records.put(two, "v1"))
-        await asyncio.wait({put}, timeout=0.05)
+        await journalled(world, "order_2:t")
         gate.set()
         await put
         await world.idle()
@@ -209,7 +216,7 @@ class TestSharing:
         await world.until(lambda: len(world.service.asked("add_txt")) == 2)
         await world.records.release("order_1:t")
         put = asyncio.create_task(world.records.put(two, "v1"))
-        await asyncio.wait({put}, timeout=0.05)
+        await journalled(world, "order_2:t")
         gate.set()
         await asyncio.gather(put, other)
         await world.idle()

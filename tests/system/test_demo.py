@@ -31,9 +31,11 @@ STORY = [
     "event      scaivault.events.account.created.acme_",
     "1. http-01:",
     "order      acme_order_",
+    "for www.example.test by http-01",
     "valid",
     "for www.example.test, until",
     "2. tls-alpn-01:",
+    "for mail.example.test by tls-alpn-01",
     "valid",
     "for mail.example.test, until",
     "3. dns-01:",
@@ -42,7 +44,7 @@ STORY = [
     "trace      _acme-challenge.example.test is in zone example.test",
     "ns1.example.test (127.0.0.1) absent",
     "ns2.example.test (127.0.0.2) absent",
-    "order ",
+    "for *.example.test, example.test by dns-01",
     "ns2.example.test (127.0.0.2) absent",
     "ns2.example.test (127.0.0.2) complete: has 2 of 2 values",
     "visible ",
@@ -89,6 +91,13 @@ class Demo:
     def signal(self, number: signal.Signals) -> None:
         assert self.child is not None
         self.child.send_signal(number)
+
+    async def has_ended_by(self, number: signal.Signals) -> bool:
+        """Whether it has ended; if not, here comes the signal once more."""
+        assert self.child is not None
+        if self.child.returncode is None:
+            self.child.send_signal(number)
+        return self.child.returncode is not None
 
     @property
     def text(self) -> str:
@@ -241,9 +250,9 @@ async def test_an_interruption_leaves_nothing_behind(
     require(ca)
     await demo.start("--ca", ca)
     await demo.until_line(moment)
-    for _ in range(3):
-        demo.signal(number)
+    pressing = asyncio.create_task(until(lambda: demo.has_ended_by(number), "the demo ends"))
     assert await demo.end() == 130, demo.text
+    await pressing
     assert "Interrupted" in demo.text
     assert "Traceback" not in demo.text
     await require_clean()
@@ -271,10 +280,11 @@ async def test_pebble_is_missed_by_name_when_it_was_asked_for(
     await require_clean()
 
 
-async def test_a_daemon_that_dies_is_a_failure_with_its_logs_kept(demo: Demo) -> None:
-    """Nobody can mend what left no trace."""
-    await demo.start("--ca", "development")
-    await demo.until_line("3. dns-01")
+@pytest.mark.parametrize(("moment", "options"), [("3. dns-01", []), ("Ctrl-C", ["--keep"])])
+async def test_a_daemon_that_dies_is_a_failure_with_its_logs_kept(demo: Demo, moment: str, options: list[str]) -> None:
+    """Nobody can mend what left no trace, or waits before something that is dead."""
+    await demo.start("--ca", "development", *options)
+    await demo.until_line(moment)
     [pid] = re.findall(r"Daemon +pid (\d+)", demo.text)
     os.kill(int(pid), signal.SIGKILL)
     assert await demo.end() == 1, demo.text
