@@ -7,10 +7,22 @@ from scaivaultd.plugin.http import RETRY_STATUS, HttpAnswer
 from scaivaultd_contrib_dns.route53_xml import AwsFault, fault
 
 THROTTLED = frozenset(
-    {"Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled", "RequestLimitExceeded", "SlowDown"}
+    {
+        "BandwidthLimitExceeded",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "SlowDown",
+        "ThrottledException",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    }
 )
 # A second batch for a zone while one is still being taken; and STS that could not ask an identity provider.
-PASSING = frozenset({"PriorRequestNotComplete", "IDPCommunicationError"})
+PASSING = frozenset({"IDPCommunicationError", "PriorRequestNotComplete", "RequestTimeout", "RequestTimeoutException"})
+# Their messages go on to show what was sent, or what should have been: the session token, the Authorization header.
+TELLTALE = frozenset({"IncompleteSignature", "InvalidSignatureException", "SignatureDoesNotMatch"})
 REFUSED = frozenset(
     {
         "AccessDenied",
@@ -68,6 +80,7 @@ def described(found: AwsFault, answer: HttpAnswer) -> str:
 
 
 def _safe(found: AwsFault) -> str:
-    # AWS goes on to show the canonical request it expected, and that holds the session token.
     first = found.message.strip().partition("\n")[0]
-    return first.partition(". ")[0] if found.code == "SignatureDoesNotMatch" else first
+    if found.code not in TELLTALE:
+        return first
+    return first.partition(". ")[0].partition("AWS4-HMAC")[0].partition("Authorization")[0].rstrip(" '\"=:")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated
 
 from msgspec import Meta
@@ -37,8 +38,10 @@ from scaivaultd_contrib_dns.cloudflare_api import (
     CloudflareApi,
     RecordEntry,
     ZoneEntry,
+    ascii_name,
     error_from,
     is_same_name,
+    is_txt_of,
 )
 
 SCAIVAULTD_PLUGIN_API = "1.1"
@@ -91,8 +94,8 @@ class CloudflareSettings(ProviderSettings, frozen=True, kw_only=True, forbid_unk
 
 def _as_zone(entry: ZoneEntry) -> Zone:
     return Zone(
-        name=normal_name(entry.name or ""),
-        id=str(entry.id),
+        name=ascii_name(entry.name or ""),
+        id=str(entry.id or ""),
         name_servers=tuple(each for each in entry.name_servers or () if each),
     )
 
@@ -106,8 +109,12 @@ def _zone_candidates(name: str) -> Iterator[str]:
 
 def _best(zones: Iterable[ZoneEntry], name: str) -> ZoneEntry | None:
     """The public zone of exactly this name; the active one, if accounts share it."""
-    fitting = [each for each in zones if each.id and normal_name(each.name or "") == name and each.type != "internal"]
-    return next((each for each in fitting if each.status == "active"), fitting[0] if fitting else None)
+    fitting = [each for each in zones if each.id and ascii_name(each.name or "") == name and each.type != "internal"]
+    return next((each for each in fitting if _is_active(each)), fitting[0] if fitting else None)
+
+
+def _is_active(zone: ZoneEntry) -> bool:
+    return zone.status in (None, "active")
 
 
 def _value(record: RecordEntry) -> str:
@@ -134,13 +141,16 @@ class CloudflareProvider:
         self._log = context.log
 
     async def find_zone(self, name: str) -> Zone:
-        """See `DnsProvider`. With `zone_id` no other zone is looked at, and Zone:Read is not needed."""
-        name = normal_name(name)
+        """See `DnsProvider`. With `zone_id` no other zone is looked at, and Zone:Read is not needed.
+
+        A zone that is not active does not answer in DNS, so an active one above it comes first.
+        """
+        return await self._api.http.repeated(partial(self._zone_of, normal_name(name)))
+
+    async def _zone_of(self, name: str) -> Zone:
         if self._settings.zone_id is not None:
             return await self._configured_zone(self._settings.zone_id, name)
-        entry = await self._enclosing(name)
-        self._warn_unless_active(entry)
-        return _as_zone(entry)
+        return _as_zone(await self._enclosing(name))
 
     async def add_txt(self, zone: Zone, name: str, values: Sequence[str], ttl: int) -> Handle:
         """See `DnsProvider`. The handle holds the id of each value's record."""
@@ -164,16 +174,21 @@ class CloudflareProvider:
     async def remove_txt(self, zone: Zone, name: str, values: Sequence[str], handle: Handle | None) -> None:
         """See `DnsProvider`. A record that somebody gave another content since is not deleted by its id."""
         name = normal_name(name)
-        records = await self._api.txt_records(zone.id, name)
-        if records is None:
-            return
-        doomed = [str(each.id) for each in records if _value(each) in values]
-        # The list may not show yet what was written a moment ago: delete that by the id it was given.
-        listed = {str(each.id) for each in records}
         stored = _known_ids(handle)
-        doomed += [stored[value] for value in values if value in stored and stored[value] not in listed]
-        for record_id in dict.fromkeys(doomed):
-            await self._api.delete(zone.id, record_id)
+
+        async def look_and_remove() -> None:
+            records = await self._api.txt_records(zone.id, name)
+            if records is None:
+                return
+            doomed = [str(each.id) for each in records if _value(each) in values]
+            # The list may not show yet what was written a moment ago: delete that by the id it was given.
+            listed = {str(each.id) for each in records}
+            unlisted = {stored[value]: value for value in values if value in stored and stored[value] not in listed}
+            doomed += [each for each, value in unlisted.items() if await self._is_still(zone, each, name, value)]
+            for record_id in dict.fromkeys(doomed):
+                await self._api.delete(zone.id, record_id)
+
+        await self._api.http.repeated(look_and_remove)
 
     async def check(self) -> None:
         """See `Checkable`: the token is active, and a zone is visible."""
@@ -187,6 +202,11 @@ class CloudflareProvider:
         if self._settings.zone_api_token_path is not None and not is_verified:
             # The zones were shown to the other token; this one has to prove itself by itself.
             await self._api.some_records(str(zones[0].id), 1)
+
+    async def _is_still(self, zone: Zone, record_id: str, name: str, value: str) -> bool:
+        """Whether nothing speaks against a record being what it was when its id was journalled."""
+        record = await self._api.record(zone.id, record_id)
+        return record is None or (is_txt_of(record, name) and _value(record) == value)
 
     async def _verify_token(self) -> bool:
         try:
@@ -209,29 +229,34 @@ class CloudflareProvider:
             raise
         if not is_same_name(created.name, name):
             # The service appends the zone to a name outside of it: such a record must not stay.
-            await self._api.delete(zone.id, str(created.id))
+            if created.id:
+                await self._api.delete(zone.id, str(created.id))
             raise PermanentError(f"{name} is not in the zone of the id {zone.id}: Cloudflare wrote {created.name}")
-        return str(created.id)
+        return str(created.id or "")
 
     async def _enclosing(self, name: str) -> ZoneEntry:
         try:
-            for candidate in _zone_candidates(name):
-                entry = _best(await self._api.zones({"name": candidate, **self._account_filter()}), candidate)
-                if entry is not None:
-                    return entry
+            return await self._longest(name, None)
         except PermanentError as error:
             # The name filter was announced as going away: some gateways refuse it with a 400.
             self._log.debug("cloudflare.zones_listed", reason=error.detail)
-            return await self._enclosing_of_all(name)
-        raise _no_zone(name, await self._api.zone_count(self._account_filter()))
+            zones = await self._api.zones(self._account_filter())
+        return await self._longest(name, zones)
 
-    async def _enclosing_of_all(self, name: str) -> ZoneEntry:
-        zones = await self._api.zones(self._account_filter())
+    async def _longest(self, name: str, zones: Sequence[ZoneEntry] | None) -> ZoneEntry:
+        """The longest active zone that holds `name`, else the longest: of those given, or asked for by name."""
+        asleep: list[ZoneEntry] = []
         for candidate in _zone_candidates(name):
-            entry = _best(zones, candidate)
-            if entry is not None:
+            called = await self._api.zones({"name": candidate, **self._account_filter()}) if zones is None else zones
+            entry = _best(called, candidate)
+            if entry is not None and _is_active(entry):
                 return entry
-        raise _no_zone(name, len(zones))
+            if entry is not None:
+                self._warn_unless_active(entry)
+                asleep.append(entry)
+        if asleep:
+            return asleep[0]
+        raise _no_zone(name, len(zones) if zones is not None else await self._api.zone_count(self._account_filter()))
 
     async def _configured_zone(self, zone_id: str, name: str) -> Zone:
         try:
@@ -244,15 +269,15 @@ class CloudflareProvider:
             entry = None
         if entry is None or not entry.name:
             raise ZoneNotFound(f"Cloudflare has no zone of the configured id {zone_id}")
-        if normal_name(entry.name) not in candidates(name):
+        if ascii_name(entry.name) not in candidates(name):
             raise ZoneNotFound(f"{name} is not in {entry.name}, the zone of the configured id {zone_id}")
         self._warn_unless_active(entry)
-        return Zone(name=normal_name(entry.name), id=zone_id, name_servers=_as_zone(entry).name_servers)
+        return Zone(name=ascii_name(entry.name), id=zone_id, name_servers=_as_zone(entry).name_servers)
 
     async def _name_by_records(self, zone_id: str, name: str) -> str:
         """What the zone must be called, without the right to read zones: the suffix that its records share."""
         records = await self._api.some_records(zone_id, RECORDS_PER_PAGE)
-        owners = [normal_name(each.name) for each in records if each.name]
+        owners = [ascii_name(each.name) for each in records if each.name]
         if not owners:
             # Nothing speaks against it; `_create` looks at what the service makes of the name.
             return name.partition(".")[2] or name
@@ -265,7 +290,7 @@ class CloudflareProvider:
         return {"account.id": self._settings.account_id} if self._settings.account_id else {}
 
     def _warn_unless_active(self, entry: ZoneEntry) -> None:
-        if entry.status not in (None, "active"):
+        if not _is_active(entry):
             self._log.warning("cloudflare.zone_not_active", zone=entry.name, status=entry.status)
 
 

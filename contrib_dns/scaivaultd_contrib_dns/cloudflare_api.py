@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+import idna
 import msgspec
 
 from scaivaultd.plugin import (
@@ -42,7 +43,7 @@ class Entry(Protocol):
     """What lists are made of."""
 
     @property
-    def id(self) -> str | int:
+    def id(self) -> str | int | None:
         """The service's id; a text, by all documentation."""
         ...
 
@@ -67,11 +68,17 @@ class Paging(msgspec.Struct, frozen=True):
     total_pages: float | None = None
     total_count: float | None = None
 
+    def is_last(self, page: int, found: int) -> bool | None:
+        """Whether `page` is the last one when `found` entries are; None when it does not say."""
+        if self.total_pages is not None:
+            return page >= self.total_pages
+        return found >= self.total_count if self.total_count is not None else None
+
 
 class ZoneEntry(msgspec.Struct, frozen=True):
     """A zone as listed. `type` internal is a private one, of a resolver and not of the world."""
 
-    id: str | int = ""
+    id: str | int | None = None
     name: str | None = None
     status: str | None = None
     type: str | None = None
@@ -81,7 +88,7 @@ class ZoneEntry(msgspec.Struct, frozen=True):
 class RecordEntry(msgspec.Struct, frozen=True):
     """A record as listed; `content` is as its writer put it, with quotes or without. 1 as TTL means automatic."""
 
-    id: str | int = ""
+    id: str | int | None = None
     name: str | None = None
     type: str | None = None
     content: str | None = None
@@ -137,7 +144,7 @@ class CloudflareApi:
         if found is None:
             return None
         # A filter that an older gateway does not know would be ignored, not refused.
-        return [each for each in found if each.type in (None, "TXT") and is_same_name(each.name, name)]
+        return [each for each in found if is_txt_of(each, name)]
 
     async def some_records(self, zone_id: str, count: int) -> list[RecordEntry]:
         """The first few records of a zone, of any type."""
@@ -156,8 +163,16 @@ class CloudflareApi:
         try:
             created = _decoded(answer, Envelope[RecordEntry]).result
         except TransientError as error:
-            raise LostAnswer(error.detail) from None
+            raise LostAnswer(error.detail, error.retry_after) from None
         return created or RecordEntry()
+
+    async def record(self, zone_id: str, record_id: str) -> RecordEntry | None:
+        """One record; None when there is none of that id, or the service does not say."""
+        try:
+            answer = await self.http.call("GET", f"{_records_path(zone_id)}/{quoted(record_id)}")
+        except PermanentError:
+            return None
+        return _decoded(answer, Envelope[RecordEntry]).result
 
     async def delete(self, zone_id: str, record_id: str) -> None:
         """Delete one record; one that is gone is no error."""
@@ -184,19 +199,21 @@ class CloudflareApi:
     async def _all_pages(
         self, path: str, filters: Mapping[str, str], size: int, shape: type[Envelope[list[E | None]]]
     ) -> list[E] | None:
-        """Every entry of every page; None for a 404. Without `total_pages`, until a page brings nothing new."""
+        """Every entry of every page; None for a 404. Without any total, until a page is short or brings nothing new."""
         found: dict[str, E] = {}
+        longest = 0
         for page in range(1, PAGES_MAX + 1):
             query: dict[str, str | int] = {**filters, "page": page, "per_page": size}
             answer = await self.http.call("GET", path, query=query, accept={404})
             if answer.status == 404:
-                return None
+                return None if page == 1 else list(found.values())
             envelope = _decoded(answer, shape)
-            before = len(found)
-            found.update({str(each.id): each for each in _present(envelope.result)})
-            pages = envelope.result_info.total_pages if envelope.result_info else None
-            if len(found) == before or (pages is not None and page >= pages):
+            entries, before = envelope.result or [], len(found)
+            found.update({str(each.id): each for each in _present(entries) if each.id})
+            is_last = envelope.result_info.is_last(page, len(found)) if envelope.result_info else None
+            if len(found) == before or is_last or (is_last is None and len(entries) < longest):
                 break
+            longest = max(longest, len(entries))
         return list(found.values())
 
 
@@ -267,13 +284,13 @@ def _decoded(answer: HttpAnswer, shape: type[Envelope[T]]) -> Envelope[T]:
     """Read an answer that is 2xx.
 
     Raises:
-        TransientError: it is something else than documented.
+        LostAnswer: it is something else than documented.
         ProviderError: it says `success: false` although its status is 2xx.
     """
     try:
         envelope = msgspec.json.decode(answer.body, type=shape, strict=False)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise TransientError(f"Cloudflare answers something else than documented (HTTP {answer.status})") from None
+        raise LostAnswer(f"Cloudflare answers something else than documented (HTTP {answer.status})") from None
     if envelope.success is False:
         raise _error_of(answer, envelope)
     return envelope
@@ -287,6 +304,23 @@ def _records_path(zone_id: str) -> str:
     return f"/zones/{quoted(zone_id)}/dns_records"
 
 
+def is_txt_of(record: RecordEntry, name: str) -> bool:
+    """Whether it is a TXT record of this name."""
+    return record.type in (None, "TXT") and is_same_name(record.name, name)
+
+
 def is_same_name(found: str | None, name: str) -> bool:
     """Whether an entry is of this name; one that says none was asked for by name."""
-    return found is None or normal_name(found) == normal_name(name)
+    return found is None or ascii_name(found) == normal_name(name)
+
+
+def ascii_name(found: str) -> str:
+    """A name in A-labels: the service shows some in Unicode, although it was given them otherwise."""
+    return ".".join(_ascii_label(each) for each in normal_name(found).split("."))
+
+
+def _ascii_label(label: str) -> str:
+    try:
+        return label if label.isascii() else idna.encode(label, uts46=True).decode("ascii")
+    except (idna.IDNAError, UnicodeError):
+        return label

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated
 
 from msgspec import Meta
@@ -32,7 +33,7 @@ from scaivaultd.plugin import (
     unquoted,
 )
 from scaivaultd.plugin.http import HttpAnswer, HttpRequest, open_api
-from scaivaultd_contrib_dns.digitalocean_api import DigitalOceanApi, Record, error_from
+from scaivaultd_contrib_dns.digitalocean_api import DigitalOceanApi, Record, error_from, is_txt_of
 
 SCAIVAULTD_PLUGIN_API = "1.1"
 
@@ -95,7 +96,9 @@ class DigitalOceanProvider:
 
     async def find_zone(self, name: str) -> Zone:
         """See `DnsProvider`. Each name upwards is asked for; the list of all domains has the last word."""
-        name = normal_name(name)
+        return await self._api.http.repeated(partial(self._zone_of, normal_name(name)))
+
+    async def _zone_of(self, name: str) -> Zone:
         if self._settings.domain is not None:
             return await self._configured_domain(normal_name(self._settings.domain), name)
         for candidate in _zone_candidates(name):
@@ -128,16 +131,21 @@ class DigitalOceanProvider:
         """See `DnsProvider`. Every record of these values goes, also one that is there twice."""
         name = normal_name(name)
         _relative(name, zone)
-        records = await self._api.txt_records(zone.name, name)
-        if records is None:
-            return
-        doomed = [str(each.id) for each in records if _value(each) in values]
-        # A list may lag; but an id that it shows with another text is somebody else's by now.
-        listed = {str(each.id) for each in records}
         stored = _stored_ids(handle)
-        doomed += [stored[value] for value in values if value in stored and stored[value] not in listed]
-        for record_id in dict.fromkeys(doomed):
-            await self._api.delete(zone.name, record_id)
+
+        async def look_and_remove() -> None:
+            records = await self._api.txt_records(zone.name, name)
+            if records is None:
+                return
+            doomed = [str(each.id) for each in records if _value(each) in values]
+            # A list may lag; but an id that it shows with another text is somebody else's by now.
+            listed = {str(each.id) for each in records}
+            unlisted = {stored[value]: value for value in values if value in stored and stored[value] not in listed}
+            doomed += [each for each, value in unlisted.items() if await self._is_still(zone, each, name, value)]
+            for record_id in dict.fromkeys(doomed):
+                await self._api.delete(zone.name, record_id)
+
+        await self._api.http.repeated(look_and_remove)
 
     async def check(self) -> None:
         """See `Checkable`: the token is taken, and the domain, or at least one, is there."""
@@ -153,6 +161,11 @@ class DigitalOceanProvider:
         if not await self._api.has_domain(domain):
             raise ZoneNotFound(f"the configured domain {domain} is not in this DigitalOcean account")
         return Zone(name=domain)
+
+    async def _is_still(self, zone: Zone, record_id: str, name: str, value: str) -> bool:
+        """Whether nothing speaks against a record being what it was when its id was journalled."""
+        record = await self._api.record(zone.name, record_id)
+        return record is None or (is_txt_of(record, name, zone.name) and _value(record) == value)
 
     async def _records(self, zone: Zone, name: str) -> list[Record]:
         records = await self._api.txt_records(zone.name, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -15,7 +15,6 @@ from scaivaultd.plugin import (
     ProviderAuthError,
     ProviderError,
     RateLimited,
-    TransientError,
     normal_name,
     relative_name,
 )
@@ -82,7 +81,7 @@ class Created(msgspec.Struct, frozen=True):
 class Problem(msgspec.Struct, frozen=True):
     """The service's error document."""
 
-    id: str | None = None
+    id: str | int | None = None
     message: str | None = None
     request_id: str | None = None
 
@@ -123,7 +122,7 @@ class DigitalOceanApi:
             if error.code != "not_found":
                 raise
             return None
-        return [each for each in found.values() if each.type in (None, "TXT") and _is_of(each.name, name, domain)]
+        return [each for each in found.values() if is_txt_of(each, name, domain)]
 
     async def create_txt(self, domain: str, relative: str, value: str, ttl: int) -> str:
         """Make one record, `ttl` in seconds, and return its id, empty if none was told.
@@ -133,11 +132,16 @@ class DigitalOceanApi:
         """
         record = {"type": "TXT", "name": relative, "data": value, "ttl": ttl}
         answer = await self.http.call("POST", _records_path(domain), json=record, repeatable=False)
-        try:
-            created = _decoded(answer, Created).domain_record
-        except TransientError as error:
-            raise LostAnswer(error.detail) from None
+        created = _decoded(answer, Created).domain_record
         return str(created.id) if created and created.id else ""
+
+    async def record(self, domain: str, record_id: str) -> Record | None:
+        """One record; None when there is none of that id, or the service does not say."""
+        try:
+            answer = await self.http.call("GET", f"{_records_path(domain)}/{quoted(record_id)}")
+        except PermanentError:
+            return None
+        return _decoded(answer, Created).domain_record
 
     async def delete(self, domain: str, record_id: str) -> None:
         """Delete one record; one that is gone is no error."""
@@ -145,14 +149,18 @@ class DigitalOceanApi:
 
     async def _pages(self, path: str, filters: Mapping[str, str]) -> AsyncIterator[Page]:
         """Every page, by number: where a link leads is the service's word, and the token goes to one host only."""
-        seen = 0
+        seen: set[str] = set()
         for number in range(1, PAGES_MAX + 1):
             query: dict[str, str | int] = {**filters, "page": number, "per_page": PER_PAGE}
-            page = _decoded(await self.http.call("GET", path, query=query), Page)
+            # The domain was there for the first page: of a later one a 404 says that the list is at its end.
+            answer = await self.http.call("GET", path, query=query, accept={404} if number > 1 else set())
+            if not answer.ok:
+                return
+            page = _decoded(answer, Page)
             yield page
-            count = len(page.domains or page.domain_records or ())
-            seen += count
-            if not count or not _goes_on(page, seen):
+            before = len(seen)
+            seen.update(_marks(page))
+            if len(seen) == before or not _goes_on(page, len(seen)):
                 return
 
 
@@ -162,7 +170,7 @@ def error_from(answer: HttpAnswer, clock: Clock) -> ProviderError | None:
         problem = msgspec.json.decode(answer.body, type=Problem, strict=False)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         problem = Problem()
-    text, code = _text(answer, problem), problem.id or None
+    text, code = _text(answer, problem), str(problem.id) if problem.id else None
     if answer.status == 429:
         return RateLimited(f"DigitalOcean asks to slow down ({text})", _seconds_until_allowed(answer, clock))
     if answer.status == 401:
@@ -179,7 +187,7 @@ def error_from(answer: HttpAnswer, clock: Clock) -> ProviderError | None:
 
 
 def _text(answer: HttpAnswer, problem: Problem) -> str:
-    said = [f"HTTP {answer.status}", problem.id or "", " ".join((problem.message or "").split())[:300]]
+    said = [f"HTTP {answer.status}", str(problem.id or ""), " ".join((problem.message or "").split())[:300]]
     request = problem.request_id or answer.headers.get("x-request-id", "")
     return ", ".join([*filter(None, said), *([f"request {request[:64]}"] if request else [])])
 
@@ -198,25 +206,35 @@ def _decoded(answer: HttpAnswer, shape: type[T]) -> T:
     """Read an answer that is 2xx.
 
     Raises:
-        TransientError: it is something else than documented.
+        LostAnswer: it is something else than documented.
     """
     try:
         return msgspec.json.decode(answer.body, type=shape, strict=False)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise TransientError(f"DigitalOcean answers something else than documented (HTTP {answer.status})") from None
+        raise LostAnswer(f"DigitalOcean answers something else than documented (HTTP {answer.status})") from None
+
+
+def _marks(page: Page) -> Iterator[str]:
+    """What tells the entries of a page apart."""
+    yield from (str(each.id) for each in page.domain_records or () if each and each.id)
+    yield from (normal_name(each.name) for each in page.domains or () if each and each.name)
 
 
 def _goes_on(page: Page, seen: int) -> bool:
+    """Whether there is another page. A list that says nothing of its length ends where a page brings nothing new."""
     if page.links is not None and page.links.pages is not None:
         return bool(page.links.pages.next)
     total = page.meta.total if page.meta else None
-    return total is not None and seen < total
+    if total is not None:
+        return seen < total
+    return page.links is None
 
 
 def _records_path(domain: str) -> str:
     return f"/domains/{quoted(domain)}/records"
 
 
-def _is_of(found: str | None, name: str, domain: str) -> bool:
-    """Whether a record's name is `name`: relative by the documentation, complete in some answers."""
-    return found is None or normal_name(found) in (relative_name(name, domain), name)
+def is_txt_of(record: Record, name: str, domain: str) -> bool:
+    """Whether it is a TXT record of `name`, which is relative by the documentation, and complete in some answers."""
+    names = (None, relative_name(name, domain), name)
+    return record.type in (None, "TXT") and (record.name and normal_name(record.name)) in names

@@ -51,7 +51,9 @@ SCAIVAULTD_PLUGIN_API = "1.1"
 MIN_TTL = 60
 RECORDS_MAX = 50
 OLD_TOKEN_LENGTH = 32
-ROUNDS = 6
+ROUNDS = 8
+LAG_SECONDS = 1.0
+LAGS_MAX = 3
 ACTION_SECONDS = 120.0
 ACTION_PAUSE_SECONDS = 0.5
 ACTION_LONGEST_PAUSE_SECONDS = 5.0
@@ -84,7 +86,7 @@ def _as_zone(entry: ZoneEntry, name: str) -> Zone:
     servers = entry.authoritative_nameservers
     assigned = servers.assigned if servers else None
     return Zone(
-        name=normal_name(entry.name or name),
+        name=name,
         id=str(entry.id or ""),
         name_servers=tuple(normal_name(each) for each in assigned or () if each),
     )
@@ -125,7 +127,9 @@ class HetznerProvider:
 
     async def find_zone(self, name: str) -> Zone:
         """See `DnsProvider`. A secondary zone cannot be written, and is told as such."""
-        name = normal_name(name)
+        return await self._api.http.repeated(partial(self._zone_of, normal_name(name)))
+
+    async def _zone_of(self, name: str) -> Zone:
         if self._settings.zone is not None:
             return await self._configured_zone(normal_name(self._settings.zone), name)
         for candidate in candidates(name):
@@ -178,12 +182,12 @@ class HetznerProvider:
         return _as_zone(entry, name)
 
     async def _settle(self, zone: Zone, relative: str, wanted: Callable[[RecordSet | None], Change | None]) -> None:
-        """Do what is wanted of a set, again if its answer is lost, and wait until it is done."""
-
-        async def look_and_change() -> Action | None:
-            return await self._look_and_change(zone, relative, wanted)
-
-        await self._finished(await self._api.http.repeated(look_and_change))
+        """Do what is wanted of a set, again if its answer is lost or the zone is locked, and wait until it is done."""
+        # One change runs in a zone at a time; the service answers others with 423. Ours wait in a queue for it
+        # instead of using up their tries against each other.
+        async with self._turns.setdefault(_key(zone), asyncio.Lock()):
+            action = await self._api.http.repeated(partial(self._look_and_change, zone, relative, wanted))
+        await self._finished(action)
 
     async def _look_and_change(
         self, zone: Zone, relative: str, wanted: Callable[[RecordSet | None], Change | None]
@@ -191,6 +195,7 @@ class HetznerProvider:
         """Look, ask for what is missing, and look again when that is refused; None when there is nothing to do."""
         refusal = PermanentError("the record set changes faster than it can be written")
         tried: list[Change] = []
+        lags = 0
         for _ in range(ROUNDS):
             found = await self._api.txt_set(_key(zone), relative)
             change = wanted(found)
@@ -200,19 +205,18 @@ class HetznerProvider:
             if change is None:
                 return None
             if change in tried:
-                break
+                if lags == LAGS_MAX:
+                    break
+                # Somebody's action may be under way to what is wished: refused as being there, and not shown yet.
+                lags += 1
+                await self._clock.sleep(LAG_SECONDS)
+                continue
             tried.append(change)
             try:
-                return await self._ask(zone, relative, change)
+                return await self._api.change(_key(zone), relative, change)
             except Doubtful as error:
                 refusal = error
         raise refusal
-
-    async def _ask(self, zone: Zone, relative: str, change: Change) -> Action | None:
-        # One change runs in a zone at a time; the service answers others with 423. Ours wait in a queue for it
-        # instead of using up their tries against each other.
-        async with self._turns.setdefault(_key(zone), asyncio.Lock()):
-            return await self._api.change(_key(zone), relative, change)
 
     async def _finished(self, action: Action | None) -> None:
         """Wait until the service has done what it accepted.

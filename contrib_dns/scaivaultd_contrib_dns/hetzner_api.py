@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 
 from scaivaultd.plugin import (
+    Conflict,
+    LostAnswer,
     PermanentError,
     ProviderAuthError,
     ProviderError,
@@ -21,9 +23,9 @@ COMMENT = "ACME challenge, removed when validated"
 NO_ZONE_STATUS = frozenset({400, 404, 422})
 FINAL_CODES = frozenset({"incorrect_zone_mode", "unsupported_error", "protected", "resource_limit_exceeded"})
 PASSING_CODES = frozenset(
-    {"conflict", "locked", "maintenance", "resource_unavailable", "service_error", "server_error", "unavailable"}
-    | {"timeout", "bad_gateway"}
+    {"maintenance", "resource_unavailable", "service_error", "server_error", "unavailable", "timeout", "bad_gateway"}
 )
+BUSY_CODES = frozenset({"conflict", "locked"})
 
 # The API's documents. Every member may be missing or null: only what a decision needs is looked at.
 
@@ -65,7 +67,7 @@ class RecordSet(msgspec.Struct, frozen=True):
 class Fault(msgspec.Struct, frozen=True):
     """What went wrong."""
 
-    code: str | None = None
+    code: str | int | None = None
     message: str | None = None
     details: Any = None
 
@@ -123,7 +125,7 @@ class HetznerApi:
         """The zone of exactly this name; None when the project has none."""
         # What cannot be a zone's name may be refused as such.
         answer = await self.http.call("GET", f"/zones/{quoted(name)}", accept=NO_ZONE_STATUS)
-        return (_decoded(answer).zone or ZoneEntry()) if answer.ok else None
+        return _decoded(answer).zone if answer.ok else None
 
     async def zone_count(self) -> int:
         """How many zones the project has, as far as one short answer tells."""
@@ -143,6 +145,7 @@ class HetznerApi:
         Raises:
             LostAnswer: the change may have been accepted.
             Doubtful: a value is there already, or is not there, or the TTL is not that of the set.
+            Conflict: another change is under way.
             ZoneNotFound: the zone is gone, or the set to remove from.
         """
         records: list[dict[str, str]] = [{"value": each} for each in change.values]
@@ -165,35 +168,45 @@ class HetznerApi:
 
 
 def error_from(answer: HttpAnswer) -> ProviderError | None:
-    """An error answer by the service's code; None when it is not in its format (a gateway's HTML)."""
-    try:
-        fault = _decoded(answer).error
-    except TransientError:
-        return None
-    if fault is None or not fault.code:
-        return None
+    """An error answer by the service's code, else by its status; None when neither says more than to others."""
+    fault = _fault(answer)
+    code = str(fault.code or "")
     text = f"HTTP {answer.status} {_fault_text(fault)}{_request_id(answer)}"
-    if answer.status == 429 or fault.code == "rate_limit_exceeded":
+    if answer.status == 429 or code == "rate_limit_exceeded":
         # `RateLimit-Reset` tells when the whole hour's budget is back; a request is earned each second.
         return RateLimited(f"Hetzner asks to slow down ({text})")
-    if fault.code in PASSING_CODES:
+    if code in FINAL_CODES:
+        return PermanentError(f"Hetzner refuses: {text}", code)
+    if code in BUSY_CODES or answer.status == 423:
+        return Conflict(f"Hetzner is busy with another change ({text})")
+    if code in PASSING_CODES:
         return TransientError(f"Hetzner is busy or failed ({text})")
-    if fault.code == "unauthorized":
+    if code == "unauthorized" or answer.status == 401:
         return ProviderAuthError(f"Hetzner does not know the token ({text})")
-    if fault.code == "forbidden":
+    if answer.status == 403:
         return ProviderAuthError(f"the token may not do this; it must be one for Read & Write ({text})")
-    if answer.status in (409, 422) and fault.code not in FINAL_CODES:
-        return Doubtful(f"Hetzner refuses: {text}", fault.code)
-    if 400 <= answer.status < 500 and answer.status not in (401, 408):
-        return PermanentError(f"Hetzner refuses: {text}", fault.code)
+    if answer.status in (409, 422):
+        return Doubtful(f"Hetzner refuses: {text}", code or None)
+    if not code:
+        return None
+    if 400 <= answer.status < 500 and answer.status != 408:
+        return PermanentError(f"Hetzner refuses: {text}", code)
     return error_by_status(answer, text)
+
+
+def _fault(answer: HttpAnswer) -> Fault:
+    """The service's own words; none when the body is something else (a gateway's HTML)."""
+    try:
+        return _decoded(answer).error or Fault()
+    except TransientError:
+        return Fault()
 
 
 def error_of_action(fault: Fault | None) -> ProviderError:
     """Why an action ended in an error. Only what names a fault of the request is final."""
     text = _fault_text(fault or Fault())
     if fault is not None and fault.code in FINAL_CODES | {"invalid_input"}:
-        return PermanentError(f"Hetzner took the change and then refused it ({text})", fault.code)
+        return PermanentError(f"Hetzner took the change and then refused it ({text})", str(fault.code))
     return TransientError(f"Hetzner took the change and then failed ({text})")
 
 
@@ -218,10 +231,15 @@ def _request_id(answer: HttpAnswer) -> str:
 
 
 def _decoded(answer: HttpAnswer) -> Document:
+    """Read an answer.
+
+    Raises:
+        LostAnswer: it is something else than documented.
+    """
     try:
         return msgspec.json.decode(answer.body, type=Document, strict=False)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise TransientError(f"Hetzner answers something else than documented (HTTP {answer.status})") from None
+        raise LostAnswer(f"Hetzner answers something else than documented (HTTP {answer.status})") from None
 
 
 def _set_path(zone: str, relative: str) -> str:

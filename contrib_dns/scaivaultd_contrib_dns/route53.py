@@ -35,14 +35,16 @@ from scaivaultd.plugin.http import open_api
 from scaivaultd_contrib_dns.aws_credentials import AwsSettings, key_ring
 from scaivaultd_contrib_dns.aws_errors import AccessDenied
 from scaivaultd_contrib_dns.aws_signing import Scope
+from scaivaultd_contrib_dns.delegation import delegated_zone
 from scaivaultd_contrib_dns.route53_api import REQUESTS_PER_SECOND, Pace, Route53Api, route53_error
-from scaivaultd_contrib_dns.route53_xml import Action, Change, RecordSet
+from scaivaultd_contrib_dns.route53_xml import Action, Change, HostedZone, RecordSet
 
 SCAIVAULTD_PLUGIN_API = "1.1"
 
 ZONE_KNOWN_SECONDS = 600.0
 ZONE_ABSENT_SECONDS = 60.0
 ZONES_REMEMBERED = 1000
+FIRST_POLL_SECONDS = 1.0
 POLL_SECONDS = 4.0
 OUR_IDENTIFIER = "scaivaultd-"
 
@@ -86,6 +88,7 @@ class Zones:
     def __init__(self, api: Route53Api, settings: Route53Settings, context: PluginContext) -> None:
         self._api = api
         self._id = (settings.hosted_zone_id or "").rpartition("/")[2]
+        self._resolvers = settings.propagation_resolvers
         self._clock = context.clock
         self._known: dict[str, tuple[Zone | None, float]] = {}
 
@@ -127,14 +130,26 @@ class Zones:
                 return zone
         public = [each for each in await self._api.zones_named(name) if not each.is_private]
         if len(public) > 1:
+            zone: Zone | None = await self._delegated(name, public)
+        else:
+            zone = Zone(name=name, id=public[0].id) if public else None
+        self._remember(name, zone)
+        return zone
+
+    async def _delegated(self, name: str, public: Sequence[HostedZone]) -> Zone:
+        """The one of several public zones of a name that the world asks."""
+        try:
+            zones = [
+                Zone(name=name, id=each.id, name_servers=await self._api.name_servers(each.id)) for each in public
+            ]
+        except AccessDenied as denied:
             ids = ", ".join(each.id for each in public)
             raise PermanentError(
                 f"the AWS account has {len(public)} public hosted zones named {name} ({ids}): set hosted_zone_id to "
-                "the one that the domain is delegated to"
-            )
-        zone = Zone(name=name, id=public[0].id) if public else None
-        self._remember(name, zone)
-        return zone
+                f"the one that the domain is delegated to, or permit route53:GetHostedZone ({denied.detail})"
+            ) from denied
+        remedy = "set hosted_zone_id to the one that the domain is delegated to"
+        return await delegated_zone(zones, self._resolvers, remedy)
 
     def _remember(self, key: str, zone: Zone | None) -> None:
         if len(self._known) >= ZONES_REMEMBERED:
@@ -153,12 +168,12 @@ class Route53:
         self._context = context
         self._waits = settings.wait_for_insync
         self._polls: dict[str, _Poll] = {}
-        # The policy permits UPSERT only; learnt from its first refusal.
-        self._upserts = False
+        # Zones whose policy permits UPSERT only; learnt from its first refusal.
+        self._upserts: set[str] = set()
 
     async def find_zone(self, name: str) -> Zone:
         """See `DnsProvider`."""
-        return await self._zones.find(normal_name(name))
+        return await self._api.http.repeated(lambda: self._zones.find(normal_name(name)))
 
     async def check(self) -> None:
         """See `Checkable`."""
@@ -199,10 +214,13 @@ class Route53:
                 self._polls.pop(change_id, None)
 
     async def _until_in_sync(self, change_id: str, poll: _Poll) -> None:
+        # Polls count against the rate limit, so they get rarer; the first few find the quick changes.
+        pause = FIRST_POLL_SECONDS
         while not poll.in_sync:
             poll.in_sync = await self._api.is_in_sync(change_id)
             if not poll.in_sync:
-                await self._context.clock.sleep(POLL_SECONDS + self._context.fraction())
+                await self._context.clock.sleep(pause * (1 + self._context.fraction() / 4))
+                pause = min(pause * 1.5, POLL_SECONDS)
 
     def _adding(
         self, zone: Zone, name: str, values: Sequence[str], ttl: int
@@ -251,7 +269,7 @@ class Route53:
 
     async def _change(self, zone: Zone, old: Sequence[RecordSet], new: Sequence[RecordSet]) -> str:
         """Replace sets as they were read by new ones."""
-        if self._upserts and new:
+        if zone.id in self._upserts and new:
             return await self._api.change(zone.id, _each("UPSERT", new))
         try:
             return await self._api.change(zone.id, [*_each("DELETE", old), *_each("CREATE", new)])
@@ -271,8 +289,8 @@ class Route53:
             change_id = await self._api.change(zone.id, _each("UPSERT", new))
         except AccessDenied:
             raise denied from None
-        if not self._upserts:
-            self._upserts = True
+        if zone.id not in self._upserts:
+            self._upserts.add(zone.id)
             self._context.log.warning("route53.only_upsert_permitted", zone=zone.name, detail=denied.detail)
         return change_id
 
@@ -346,7 +364,8 @@ async def open_route53(
 
 
 RIGHTS = """\
-`route53:ListHostedZonesByName` is not needed when `hosted_zone_id` is set. Replace the zone's id and the names; the
+`route53:ListHostedZonesByName` is not needed when `hosted_zone_id` is set; `route53:GetHostedZone` is needed only where
+the account has two public zones of one name, to tell which of them is in use. Replace the zone's id and the names; the
 names are in lower case, without a dot at the end, with a wildcard as `*` in the condition's pattern.
 
 ```json
@@ -383,6 +402,8 @@ With `assume_role_arn` the keys need `sts:AssumeRole` on that role, and the role
 LIMITS = """\
 - Requests are sent at four in a second for each provider, and changes of several names of a zone go together: Route 53
   throttles accounts, not programs.
+- Where the account has two public zones of one name, the one whose name servers are delegated to is used; if DNS does
+  not tell, set `hosted_zone_id`.
 - `hosted_zone_id` names one zone; configure a provider for each zone, or let it find zones by name.
 - Private hosted zones are never written: no CA sees them.
 - Where other programs keep multivalue record sets with identifiers at a name, a set of our own is put beside them.
@@ -394,7 +415,7 @@ TROUBLESHOOTING = """\
 - *a right is missing (AccessDenied ...)*: the message names the action and the resource; compare them with the policy.
 - *SignatureDoesNotMatch*: the secret access key is not the one of the access key id, or was cut when it was pasted.
 - *Signature expired* or *not yet current*: the clock is more than five minutes wrong.
-- *2 public hosted zones named ...*: set `hosted_zone_id`. `dig NS` of the domain and the name servers shown in the
+- *2 public zones named ...*: set `hosted_zone_id`. `dig NS` of the domain and the name servers shown in the
   console tell which one is in use.
 - *the instance metadata service ... hop limit*: in a container on EC2, set the hop limit of the metadata options to 2.
 - *no AWS credentials*: nothing is given and the environment names nothing. On EC2, ask for

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -14,7 +16,9 @@ from scaivaultd.plugin import (
     LostAnswer,
     PermanentError,
     ProviderError,
+    TransientError,
     Zone,
+    ZoneNotFound,
 )
 from scaivaultd.plugin.http import Authorize, HttpAnswer, HttpApi, HttpRequest, quoted
 from scaivaultd_contrib_dns.aws_errors import AccessDenied, described, error_of
@@ -31,7 +35,10 @@ from scaivaultd_contrib_dns.route53_xml import (
     zone_page,
 )
 
+T = TypeVar("T")
+
 VERSION = "/2013-04-01"
+PAGES_MAX = 1000
 REQUESTS_PER_SECOND = 4.0
 ZONES_PER_PAGE = 20
 SETS_PER_PAGE = 20
@@ -49,9 +56,16 @@ def route53_error(answer: HttpAnswer) -> ProviderError | None:
         return None
     if found.code != "InvalidChangeBatch":
         return error_of(found, answer)
-    message = found.message.lower()
-    # "conflicting RRSet of type CNAME ... already exists" stays so, however often we look.
-    if "cname" not in message and any(words in message for words in LOST_RACE):
+    # Without the names: one with a label `cname` says nothing of a CNAME.
+    message = re.sub(r"\S+\.\S*[a-z0-9]\S*", "", found.message.lower())
+    if "cname" in message:
+        # "conflicting RRSet of type CNAME ... already exists": it stays so, however often we look.
+        return PermanentError(
+            f"a CNAME stands at the name, so no TXT record can: set follow_cname to true, or remove it "
+            f"({described(found, answer)})",
+            found.code,
+        )
+    if any(words in message for words in LOST_RACE):
         return Conflict(described(found, answer))
     return PermanentError(described(found, answer), found.code)
 
@@ -94,9 +108,9 @@ class Route53Api:
         """All zones of exactly this name, private ones too."""
         found: list[HostedZone] = []
         query: dict[str, str | int] = {"dnsname": name, "maxitems": ZONES_PER_PAGE}
-        while True:
+        for _ in range(PAGES_MAX):
             # The listing only begins at the name, and goes on to the end of all zones.
-            page = zone_page((await self._get("/hostedzonesbyname", query)).body)
+            page = await self._get("/hostedzonesbyname", query, zone_page)
             found += [zone for zone in page.zones if zone.name == name]
             beyond = any(zone.name != name for zone in page.zones)
             if beyond or page.next_name is None or plain_name(page.next_name) != name:
@@ -104,37 +118,67 @@ class Route53Api:
             query["dnsname"] = page.next_name
             if page.next_id:
                 query["hostedzoneid"] = page.next_id
+        raise PermanentError(f"the service shows more than {PAGES_MAX} pages of zones named {name}")
 
     async def any_zone(self) -> None:
         """Ask for a zone, whichever: whether we may."""
-        await self._get("/hostedzonesbyname", {"maxitems": 1})
+        await self._get("/hostedzonesbyname", {"maxitems": 1}, zone_page)
 
     async def zone_by_id(self, zone_id: str) -> Zone:
         """The zone with an id, by rights on that zone alone.
 
         A zone's own name comes first in its listing, and has its SOA record: that needs no right but the one
         to list record sets, which is needed anyway.
+
+        Raises:
+            ZoneNotFound: there is no such zone, or no CA sees it.
         """
-        page = record_page((await self._get(f"/hostedzone/{quoted(zone_id)}/rrset", {"maxitems": SETS_PER_PAGE})).body)
-        for each in page.sets:
-            if each.type == "SOA":
-                return Zone(name=plain_name(each.name), id=zone_id)
-        found = hosted_zone((await self._get(f"/hostedzone/{quoted(zone_id)}", {})).body)
-        return Zone(name=found.name, id=zone_id)
+        try:
+            return await self._zone_by_its_records(zone_id) or await self._described_zone(zone_id)
+        except PermanentError as error:
+            if error.code != "NoSuchHostedZone":
+                raise
+            raise ZoneNotFound(f"{error.detail}; is it the right AWS account?") from error
+
+    async def name_servers(self, zone_id: str) -> tuple[str, ...]:
+        """The name servers that a zone is to be delegated to; takes a right of its own."""
+        return (await self._get(f"/hostedzone/{quoted(zone_id)}", {}, hosted_zone)).name_servers
+
+    async def _zone_by_its_records(self, zone_id: str) -> Zone | None:
+        query: dict[str, str | int] = {"maxitems": SETS_PER_PAGE}
+        for _ in range(PAGES_MAX):
+            page = await self._get(f"/hostedzone/{quoted(zone_id)}/rrset", query, record_page)
+            for each in page.sets:
+                if each.type == "SOA":
+                    return Zone(name=plain_name(each.name), id=zone_id)
+            # Pages can be short: on, as long as they are about the first name.
+            if page.next_name is None or not page.sets or plain_name(page.next_name) != plain_name(page.sets[0].name):
+                break
+            query["name"] = page.next_name
+            if page.next_type:
+                query["type"] = page.next_type
+        return None
+
+    async def _described_zone(self, zone_id: str) -> Zone:
+        found = await self._get(f"/hostedzone/{quoted(zone_id)}", {}, hosted_zone)
+        if found.is_private:
+            raise ZoneNotFound(f"the hosted zone {zone_id} ({found.name}) is private: no CA can see it")
+        return Zone(name=found.name, id=zone_id, name_servers=found.name_servers)
 
     async def txt_sets(self, zone_id: str, name: str) -> list[RecordSet]:
         """The TXT sets of a name: none, one, or several with identifiers."""
         found: list[RecordSet] = []
         query: dict[str, str | int] = {"name": f"{name}.", "type": "TXT", "maxitems": SETS_PER_PAGE}
-        while True:
+        for _ in range(PAGES_MAX):
             # A starting point, too: other types and other names follow.
-            page = record_page((await self._get(f"/hostedzone/{quoted(zone_id)}/rrset", query)).body)
+            page = await self._get(f"/hostedzone/{quoted(zone_id)}/rrset", query, record_page)
             found += [each for each in page.sets if each.type == "TXT" and plain_name(each.name) == name]
             if page.next_name is None or plain_name(page.next_name) != name or page.next_type != "TXT":
                 return found
             query["name"] = page.next_name
             if page.next_identifier:
                 query["identifier"] = page.next_identifier
+        raise PermanentError(f"the service shows more than {PAGES_MAX} pages of TXT record sets of {name}")
 
     async def change(self, zone_id: str, changes: Sequence[Change]) -> str:
         """Send changes, all or nothing, perhaps together with those of other names; returns the id of the change.
@@ -153,10 +197,18 @@ class Route53Api:
             "GET", f"{VERSION}/change/{quoted(change_id)}", headers=HEADERS, accept=frozenset({404})
         )
         # NoSuchChange: so old that it is forgotten.
-        return answer.status == 404 or change_info(answer.body)[1] == "INSYNC"
+        return answer.status == 404 or _read(change_info, answer)[1] == "INSYNC"
 
-    async def _get(self, path: str, query: Mapping[str, str | int]) -> HttpAnswer:
-        return await self.http.call("GET", f"{VERSION}{path}", query=query, headers=HEADERS)
+    async def _get(self, path: str, query: Mapping[str, str | int], reader: Callable[[bytes], T]) -> T:
+        return _read(reader, await self.http.call("GET", f"{VERSION}{path}", query=query, headers=HEADERS))
+
+
+def _read(reader: Callable[[bytes], T], answer: HttpAnswer) -> T:
+    """What an answer says; one that cannot be read leaves open what was done, like one that is lost."""
+    try:
+        return reader(answer.body)
+    except TransientError as error:
+        raise LostAnswer(f"HTTP {answer.status}, but {error.detail}") from None
 
 
 class _Waiting(msgspec.Struct, eq=False):
@@ -216,8 +268,8 @@ class _Batches:
             try:
                 await self._post(batch)
             except (Conflict, PermanentError, AccessDenied) as error:
-                if len(batch) == 1:
-                    batch[0].error = error
+                if len(batch) == 1 or (isinstance(error, PermanentError) and error.code == "NoSuchHostedZone"):
+                    _fail(batch, error)
                     return
                 # One that is refused takes the others down with it: look for it by halves.
                 middle = len(batch) // 2
@@ -238,7 +290,7 @@ class _Batches:
             headers={**HEADERS, "Content-Type": "application/xml"},
             repeatable=False,
         )
-        change_id, _ = change_info(answer.body)
+        change_id, _ = _read(change_info, answer)
         for each in batch:
             each.change_id = change_id
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import msgspec
 
-from scaivaultd.plugin import PermanentError, TransientError, normal_name
+from scaivaultd.plugin import TransientError, normal_name
 
 NAMESPACE = "https://route53.amazonaws.com/doc/2013-04-01/"
 TEXT_MAX = 1000
@@ -18,11 +18,12 @@ Action = Literal["CREATE", "DELETE", "UPSERT"]
 
 
 class HostedZone(msgspec.Struct, frozen=True, kw_only=True):
-    """A hosted zone; the id without `/hostedzone/`, the name without its dot."""
+    """A hosted zone; the id without `/hostedzone/`, the name without its dot. Listings leave `name_servers` out."""
 
     id: str
     name: str
     is_private: bool
+    name_servers: tuple[str, ...] = ()
 
 
 class ZonePage(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,21 +73,21 @@ class _Builder(ElementTree.TreeBuilder):
     """Nothing that AWS sends has a document type; entities, the only use of one here, can be bombs."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> NoReturn:
-        raise PermanentError("the service answers XML with a document type; not read")
+        raise TransientError("the service answers with a document type, as gateways' pages have; not read")
 
 
 def parse(body: bytes) -> ElementTree.Element:
     """The root element.
 
     Raises:
-        PermanentError: it has a document type.
-        TransientError: it is no XML, such as a gateway's page.
+        TransientError: it is no XML that AWS sends, such as a gateway's page.
     """
     parser = ElementTree.XMLParser(target=_Builder())  # noqa: S314 - document types, thus entities, are refused above
     try:
         parser.feed(body)
         root = parser.close()
-    except ElementTree.ParseError:
+    # An encoding that the parser does not know is none of ParseError.
+    except (ElementTree.ParseError, LookupError, ValueError):
         raise TransientError("the service answers with something that is not XML") from None
     assert isinstance(root, ElementTree.Element)
     return root
@@ -105,10 +106,13 @@ def zone_page(body: bytes) -> ZonePage:
 
 def hosted_zone(body: bytes) -> HostedZone:
     """A reply of GetHostedZone."""
-    found = _child(parse(body), "HostedZone")
+    root = parse(body)
+    found = _child(root, "HostedZone")
     if found is None:
         raise TransientError("the service describes no hosted zone in its answer")
-    return _zone(found)
+    delegation = _child(root, "DelegationSet")
+    servers = _children(delegation, "NameServers") if delegation is not None else ()
+    return msgspec.structs.replace(_zone(found), name_servers=tuple(plain_name(each.text or "") for each in servers))
 
 
 def record_page(body: bytes) -> RecordPage:
@@ -138,7 +142,7 @@ def fault(body: bytes) -> AwsFault | None:
     """
     try:
         root = parse(body)
-    except (TransientError, PermanentError):
+    except TransientError:
         return None  # a gateway's page, often with a document type: its status says enough
     error = root if _local(root) in ("InvalidChangeBatch", "Error") else _child(root, "Error")
     if error is None:

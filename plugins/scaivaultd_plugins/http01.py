@@ -10,6 +10,7 @@ from scaivaultd.plugin import (
     ChallengeSolver,
     Http01Responses,
     SolverContext,
+    SolverError,
     SolverKind,
     hookimpl,
 )
@@ -27,8 +28,15 @@ class Http01Solver:
         self._responses = responses
 
     async def present(self, response: ChallengeResponse) -> None:
-        """Let the listener answer for the token."""
-        self._responses.put(response.token, response.key_authorization)
+        """Let the listener answer for the token.
+
+        Raises:
+            SolverError: there is no listener, or no request can ask for such a token.
+        """
+        try:
+            self._responses.put(response.token, response.key_authorization)
+        except ValueError as error:
+            raise SolverError(str(error)) from error
 
     async def clean_up(self, response: ChallengeResponse) -> None:
         """Let the listener forget the token."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,8 @@ class TlsAlpn01Solver:
         """Let the listener show the certificate for the identifier.
 
         Raises:
-            SolverError: nobody can ask for the identifier by TLS, or no certificate can be made at the moment.
+            SolverError: there is no listener, nobody can ask for the identifier by TLS, or no certificate can be made at
+                the moment.
         """
         try:
             self._responses.put(response.identifier, response.key_authorization)
@@ -45,8 +47,14 @@ class TlsAlpn01Solver:
         self._responses.remove(response.identifier)
 
     async def claims(self, response: ChallengeResponse) -> Mapping[str, int]:
-        """The identifier: a validator says nothing else, so there is one certificate for it at a time."""
-        return {response.identifier.lower(): 1}
+        """What a validator says and nothing else, so there is one certificate for it at a time.
+
+        For an address that is its reverse name (RFC 8738 section 6), which may be asked for as a name, too.
+        """
+        try:
+            return {ipaddress.ip_address(response.identifier).reverse_pointer: 1}
+        except ValueError:
+            return {response.identifier.lower(): 1}
 
 
 @asynccontextmanager

@@ -67,8 +67,9 @@ class Verdicts:
     def show(self, records: Sequence[Any]) -> None:
         """Tell what is new in an order's `dns_records`."""
         for record in records:
-            when = f"{record['seconds']:.1f} s"
-            for verdict in record["verdicts"]:
+            # Both are left out of the reply until somebody has been asked.
+            when = f"{record.get('seconds', 0.0):.1f} s"
+            for verdict in record.get("verdicts", ()):
                 self._tell("verdict", when, _verdict(verdict))
             if record["status"] == "visible":
                 self._tell("visible", when, "on all name servers, twice in a row; now the CA may look")

@@ -3,8 +3,8 @@
 What holds here:
 
 * A guest is inside until its connection is closed, served or not, and only so many are inside. When the house is
-  full the oldest unfinished one goes and the new one comes in: to refuse the new one would let idle clients keep a
-  CA out.
+  full, or a network has its share of it, the oldest goes and the new one comes in, first of those that were served,
+  then of those that are not ready: to refuse the new one would let idle clients keep a CA out.
 * The time a guest has runs from accept on, however busily it drips.
 * Connections are accepted by ourselves: on EMFILE, asyncio's own server logs one traceback and starts one timer per
   place in the backlog.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 from scaivaultd.listeners.http01_admission import Admission, AdmissionLimits, Sampler, network_of
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.model.clock import Clock
-
-TurnedAway = Literal["timed_out", "too_many_from_network"]
-"""Why the door lets nobody in, or shows somebody out."""
 
 # After the last word we read on and throw away until the client closes: closing on unread bytes makes
 # the kernel send RST, and that can overtake what was said (RFC 9112 section 9.6).
@@ -126,8 +123,8 @@ class Host(Protocol[GuestOfHost]):
         """Somebody comes in."""
         ...
 
-    def turned_away(self, reason: TurnedAway, source: str) -> None:
-        """Somebody was not let in, or had to go before being served."""
+    def timed_out(self, source: str) -> None:
+        """Somebody said too little in its time, and had to go."""
         ...
 
     def sweep(self, now: float) -> bool:
@@ -248,14 +245,9 @@ class Door(Generic[AnyGuest]):
             )
 
     def _admit(self, accepted: socket.socket, source: str) -> None:
-        network = network_of(source)
-        if not self._admission.has_room_for(network):
-            accepted.close()
-            self._host.turned_away("too_many_from_network", source)
-            return
         accepted.setblocking(False)
         guest = self._host.welcome(source)
-        evicted = self._admission.enter(guest, network, self._clock.monotonic())
+        evicted = self._admission.enter(guest, network_of(source), self._clock.monotonic())
         if evicted is not None:
             evicted.abort()
             self.evicted += 1
@@ -291,7 +283,7 @@ class Door(Generic[AnyGuest]):
             self._admission.leave(guest)
             guest.abort()
             if is_unfinished:
-                self._host.turned_away("timed_out", guest.source)
+                self._host.timed_out(guest.source)
 
     def _resume(self, now: float) -> None:
         for listening in [each for each, until in self._paused.items() if until <= now]:

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from scaivaultd.listeners.door import TurnedAway
     from scaivaultd.model.clock import Clock
 
 # Visible ASCII: it goes into a body byte for byte, and a longer one is no key authorization.
@@ -105,6 +104,7 @@ class Http01Listener:
         self.door: Door[_Connection] = Door(
             sockets, self, self._limits, clock=clock, log=log, paused_event="http01.accept_paused"
         )
+        self._is_somewhere = bool(sockets)
         self._answers: dict[bytes, Answer] = {}
         self._buffer = memoryview(bytearray(self._limits.head_bytes))
         self._unanswered = Sampler(clock)
@@ -145,8 +145,10 @@ class Http01Listener:
         """Answer for `token` from now on; a token put twice has its last answer.
 
         Raises:
-            ValueError: no request can ask for such a token, or such an answer is none.
+            ValueError: no request can ask for such a token, such an answer is none, or nobody can ask at all.
         """
+        if not self._is_somewhere:
+            raise ValueError("[http01] listen is empty: the daemon has no port at which a CA could ask")
         raw_token = token.encode()
         if not TOKEN.fullmatch(raw_token) or not _KEY_AUTHORIZATION.fullmatch(key_authorization):
             raise ValueError("a token is 16 to 128 characters of base64url, its key authorization visible ASCII")
@@ -173,9 +175,9 @@ class Http01Listener:
         """Somebody comes in."""
         return _Connection(self, source, self._limits, self._buffer)
 
-    def turned_away(self, reason: TurnedAway, source: str) -> None:
-        """Somebody was not let in, or said too little in its time."""
-        self._reject(reason, source)
+    def timed_out(self, source: str) -> None:
+        """Somebody said too little in its time."""
+        self._reject("timed_out", source)
 
     def sweep(self, now: float) -> bool:
         """Look after the spliced ones; whether there are any."""
@@ -196,10 +198,7 @@ class Http01Listener:
         return isinstance(verdict, Asked) and verdict.token in self._answers
 
     def _give_away(self, connection: _Connection, splicer: Splicer) -> None:
-        transport = connection.hand_over()
-        if not splicer.splice(transport, bytes(connection.head.raw), connection.source):
-            transport.abort()
-            self._reject("too_many_from_network", connection.source)
+        splicer.splice(connection.hand_over(), bytes(connection.head.raw), connection.source)
 
     def _answer_to(self, connection: _Connection, verdict: Asked | Refused) -> Answer:
         source = connection.source

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scaivaultd.model.clock import Clock
 
 # How long an answered client may take to close, so that no RST overtakes its answer.
@@ -78,30 +79,45 @@ class Admission(Generic[Client]):
         self._unfinished: dict[Client, float] = {}
         self._lingering: dict[Client, float] = {}
         self._networks: dict[Client, bytes | None] = {}
-        self._per_network: Counter[bytes] = Counter()
+        self._of_network: dict[bytes, dict[Client, None]] = {}
 
     def __len__(self) -> int:
         return len(self._networks)
 
-    def has_room_for(self, network: bytes | None) -> bool:
-        """Whether one more client of this network may come in; None is exempt."""
-        return network is None or self._per_network[network] < self._limits.per_network
-
     def enter(self, client: Client, network: bytes | None, now: float) -> Client | None:
-        """Let a client in; who is returned has been put out for it and must be disconnected."""
-        is_full = len(self) >= self._limits.connections or len(self._unfinished) >= self._limits.unfinished
-        evicted = self._oldest() if is_full else None
+        """Let a client in, whose network is exempt from a share when it is None.
+
+        Who is returned has been put out for it and must be disconnected.
+        """
+        evicted = self._one_too_many(network)
         if evicted is not None:
             self.leave(evicted)
         self._unfinished[client] = now + self._limits.patience_seconds
         self._networks[client] = network
         if network is not None:
-            self._per_network[network] += 1
+            self._of_network.setdefault(network, {})[client] = None
         return evicted
 
-    def _oldest(self) -> Client | None:
-        """The oldest unfinished client; one that has its answer already only when there is no other."""
-        return next(iter(self._unfinished or self._lingering or self._networks), None)
+    def _one_too_many(self, network: bytes | None) -> Client | None:
+        """Who has to go for one more client: of its own network, if that has its share already."""
+        neighbours = self._of_network.get(network, {}) if network is not None else {}
+        if len(neighbours) >= self._limits.per_network:
+            return self._oldest_of(neighbours)
+        if len(self._unfinished) >= self._limits.unfinished:
+            return next(iter(self._unfinished))
+        # Who has its answer loses least. Were they spared, a flood of answered clients that do not close would put
+        # out everybody who comes after them before it is read.
+        return next(iter(self._lingering or self._unfinished or self._networks)) if self._is_full else None
+
+    def _oldest_of(self, neighbours: Mapping[Client, None]) -> Client:
+        for waiting in (self._lingering, self._unfinished):
+            if found := [each for each in neighbours if each in waiting]:
+                return min(found, key=waiting.__getitem__)
+        return next(iter(neighbours))
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self) >= self._limits.connections
 
     def renew(self, client: Client, now: float) -> None:
         """The client's time begins anew, and it is the youngest again."""
@@ -124,9 +140,9 @@ class Admission(Generic[Client]):
         self._lingering.pop(client, None)
         network = self._networks.pop(client, None)
         if network is not None:
-            self._per_network[network] -= 1
-            if not self._per_network[network]:
-                del self._per_network[network]
+            del self._of_network[network][client]
+            if not self._of_network[network]:
+                del self._of_network[network]
 
     def next_overdue(self, now: float) -> tuple[Client, bool] | None:
         """A client whose time is up, and whether it never got an answer."""

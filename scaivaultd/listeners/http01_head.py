@@ -19,7 +19,6 @@ Reason = Literal[
     "head_too_large",
     "version_not_supported",
     "timed_out",
-    "too_many_from_network",
 ]
 """Why a client got no look at the tokens; a closed list, since it becomes a metric's label."""
 
@@ -82,7 +81,8 @@ class HeadReader:
         if not line.endswith(b"\r\n"):
             return Refused("bad_request")
         if line == b"\r\n":
-            return _judge(self._lines)
+            # Some clients end a request with one line end too many; it stands before the next (RFC 9112 section 2.2).
+            return None if self._line_start == 0 else _judge(self._lines)
         self._lines.append(line[:-2])
         return Refused("head_too_large") if len(self._lines) > self._limits.head_lines else None
 

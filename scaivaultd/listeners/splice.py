@@ -6,7 +6,8 @@ What holds here:
 * Who stops sending is passed on as just that, and the other direction goes on.
 * What one end does not take is not read from the other: little is held for anybody.
 * Where nothing moves in either direction for long, both ends are closed.
-* When the house is full, the splice that has been quiet for longest goes and the new one comes in.
+* When the house is full, or a network has its share of it, the splice that has been quiet for longest goes and the
+  new one comes in.
 """
 
 from __future__ import annotations
@@ -266,16 +267,11 @@ class Splicer:
             connections=len(self._admission),
         )
 
-    def splice(self, front: asyncio.Transport, said: bytes, source: str) -> bool:
-        """Take over a client that said `said` and does not read; False: its network has its share, it stays yours.
-
-        Returns before there is a connection to the server.
-        """
-        network = network_of(source)
-        if not self._admission.has_room_for(network):
-            return False
+    def splice(self, front: asyncio.Transport, said: bytes, source: str) -> None:
+        """Take over a client that said `said` and does not read; returns before there is a connection to the server."""
         splice = _Splice(self, front, said, self._buffer)
-        if (evicted := self._admission.enter(splice, network, self._clock.monotonic())) is not None:
+        evicted = self._admission.enter(splice, network_of(source), self._clock.monotonic())
+        if evicted is not None:
             self._evicted += 1
             evicted.abort()
         self._spliced += 1
@@ -284,7 +280,6 @@ class Splicer:
         splice.joining = asyncio.create_task(self._connect(splice), name="listener.splice")
         self._joining.add(splice.joining)
         splice.joining.add_done_callback(self._joining.discard)
-        return True
 
     def sweep(self, now: float) -> bool:
         """Disconnect who has been quiet for too long; whether anybody is left. To be called now and then."""

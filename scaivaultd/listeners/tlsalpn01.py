@@ -6,7 +6,8 @@ What holds here:
   nothing else, and for a name whose challenge is pending.
 * Everybody else is joined with the server behind us, with the bytes as they came, or gets an alert and is closed.
 * There is no default certificate, and no application data.
-* Signing takes its turn: only so many handshakes are under way, and only a few begin in one turn of the loop.
+* Signing takes its turn: only so many handshakes are under way, and only a few begin in one turn of the loop. Turns go
+  round by name: who knows the name of one pending challenge can crowd that one only.
 * What depends on bytes alone is in `tlsalpn01_hello`, `tlsalpn01_certificate` and `tlsalpn01_handshake`, which open
   no socket. Who comes in, and for how long, is the `door`'s.
 """
@@ -14,6 +15,7 @@ What holds here:
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -26,15 +28,14 @@ from scaivaultd.listeners.splice import SpliceCounters, SpliceLimits, Splicer
 from scaivaultd.listeners.tlsalpn01_certificate import challenge_context, normal_identifier, server_name_for
 from scaivaultd.listeners.tlsalpn01_handshake import Done, Failed, Going, Handshake
 from scaivaultd.listeners.tlsalpn01_hello import ACME_TLS_1, Bad, Hello, HelloReader
+from scaivaultd.listeners.tlsalpn01_turns import Crowds
 
 if TYPE_CHECKING:
-    import socket
     import ssl
     from collections.abc import Mapping, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
-    from scaivaultd.listeners.door import TurnedAway
     from scaivaultd.model.clock import Clock
 
 Reason = Literal[
@@ -45,8 +46,8 @@ Reason = Literal[
     "mixed_protocols",
     "unknown_name",
     "handshake_failed",
+    "crowded_out",
     "timed_out",
-    "too_many_from_network",
 ]
 """Why a client got no certificate; a closed list, since it becomes a metric's label."""
 
@@ -54,6 +55,7 @@ Reason = Literal[
 _BEGUN_AT_ONCE = 4
 # Who stalls longer than this has to go when somebody waits for the place.
 _FAIR_SECONDS = 1.0
+_ESTABLISHED = 1  # include/net/tcp_states.h
 
 
 def _alert(description: int) -> bytes:
@@ -77,7 +79,8 @@ class TlsAlpn01Limits(msgspec.Struct, frozen=True, kw_only=True):
     """How much strangers may use.
 
     `per_network` counts as in `Http01Limits`. `unfinished` is how many may be inside whose hello is not complete,
-    `handshakes` how many may be in their handshake; more wait for theirs, the wait is part of `handshake_seconds`.
+    `handshakes` how many may be in their handshake, more than one network can have; `waiting` more wait for theirs,
+    the wait is part of `handshake_seconds`.
     """
 
     connections: int = 512
@@ -85,7 +88,8 @@ class TlsAlpn01Limits(msgspec.Struct, frozen=True, kw_only=True):
     unfinished: int = 256
     hello_bytes: int = 16 * 1024
     hello_seconds: float = 5.0
-    handshakes: int = 32
+    handshakes: int = 256
+    waiting: int = 128
     handshake_seconds: float = 5.0
 
     @property
@@ -163,9 +167,10 @@ class TlsAlpn01Listener:
         self.door: Door[_Connection] = Door(
             sockets, self, self._limits, clock=clock, log=log, paused_event="tlsalpn01.accept_paused"
         )
+        self._is_somewhere = bool(sockets)
         self._pending: dict[str, _Pending] = {}
-        self._waiting: dict[_Connection, None] = {}
-        self._begun: dict[_Connection, None] = {}
+        self._waiting: Crowds[_Connection] = Crowds()
+        self._begun: Crowds[_Connection] = Crowds()
         self._is_beginning = False
         self._buffer = memoryview(bytearray(self._limits.hello_bytes))
         self._unanswered = Sampler(clock)
@@ -204,9 +209,11 @@ class TlsAlpn01Listener:
         Makes key and certificate, which takes about a millisecond.
 
         Raises:
-            ValueError: no TLS client can ask for such a name.
+            ValueError: no TLS client can ask for such a name, or nobody can ask at all.
             OSError: the process has no descriptors or no memory left.
         """
+        if not self._is_somewhere:
+            raise ValueError("[tlsalpn01] listen is empty: the daemon has no port at which a CA could ask")
         name = normal_identifier(identifier)
         context = challenge_context(name, key_authorization, self._clock.now())
         self._pending[server_name_for(name)] = _Pending(name, context)
@@ -236,9 +243,9 @@ class TlsAlpn01Listener:
         """Somebody comes in."""
         return _Connection(self, source, self._limits.hello_bytes, self._buffer)
 
-    def turned_away(self, reason: TurnedAway, source: str) -> None:
-        """Somebody was not let in, or said too little in its time."""
-        self._reject(reason, source)
+    def timed_out(self, source: str) -> None:
+        """Somebody said too little in its time."""
+        self._reject("timed_out", source)
 
     def judged(self, connection: _Connection, verdict: Hello | Bad) -> None:
         """A client has said what it wants, or will never say it."""
@@ -256,10 +263,7 @@ class TlsAlpn01Listener:
         return self._pending.get(verdict.server_name)
 
     def _give_away(self, connection: _Connection, splicer: Splicer) -> None:
-        transport = connection.hand_over()
-        if not splicer.splice(transport, bytes(connection.hello.raw), connection.source):
-            transport.abort()
-            self._reject("too_many_from_network", connection.source)
+        splicer.splice(connection.hand_over(), bytes(connection.hello.raw), connection.source)
 
     def _refuse(self, connection: _Connection, verdict: Hello | Bad) -> None:
         reason = _reason(verdict)
@@ -275,25 +279,50 @@ class TlsAlpn01Listener:
         self.door.attend(connection)
         connection.pending = pending
         connection.hello_at = self._clock.monotonic()
-        self._waiting[connection] = None
+        self._waiting.add(connection, pending.identifier)
+        if len(self._waiting) > self._limits.waiting:
+            self._put_out(self._waiting.oldest_of(self._waiting.largest()), "crowded_out")
         self._begin_soon()
 
     def _begin_soon(self) -> None:
-        if self._waiting and not self._is_beginning and len(self._begun) < self._limits.handshakes:
+        if self._is_a_turn() and not self._is_beginning:
             self._is_beginning = True
             asyncio.get_running_loop().call_soon(self._begin_some)
 
     def _begin_some(self) -> None:
         self._is_beginning = False
-        room = self._limits.handshakes - len(self._begun)
-        for connection in list(self._waiting)[: min(room, _BEGUN_AT_ONCE)]:
-            self._begin(connection)
+        for _ in range(_BEGUN_AT_ONCE):
+            if not self._is_a_turn():
+                return
+            self._begin_next()
         self._begin_soon()
+
+    def _is_a_turn(self) -> bool:
+        """Whether somebody waits whose handshake may begin, if only in place of one of a larger crowd."""
+        return bool(self._waiting) and (
+            len(self._begun) < self._limits.handshakes or self._begun.count(self._next_name()) + 1 < self._largest()
+        )
+
+    def _next_name(self) -> str:
+        return self._waiting.least(self._begun.count)
+
+    def _largest(self) -> int:
+        return self._begun.count(self._begun.largest())
+
+    def _begin_next(self) -> None:
+        connection = self._waiting.oldest_of(self._next_name())
+        if not _is_there(connection):
+            connection.abort()
+            self.gone(connection)
+            return
+        if len(self._begun) >= self._limits.handshakes:
+            self._put_out(self._begun.oldest_of(self._begun.largest()), "crowded_out")
+        self._begin(connection)
 
     def _begin(self, connection: _Connection) -> None:
         assert connection.pending is not None
-        del self._waiting[connection]
-        self._begun[connection] = None
+        self._waiting.leave(connection)
+        self._begun.add(connection, connection.pending.identifier)
         connection.begun_at = self._clock.monotonic()
         connection.handshake = Handshake(connection.pending.context)
         self.went_on(connection, connection.handshake.feed(connection.hello.raw))
@@ -331,9 +360,7 @@ class TlsAlpn01Listener:
 
     def _leave_queue(self, connection: _Connection) -> bool:
         """Give the place up; whether there was one."""
-        had_place = connection in self._waiting or connection in self._begun
-        self._waiting.pop(connection, None)
-        self._begun.pop(connection, None)
+        had_place = self._waiting.leave(connection) or self._begun.leave(connection)
         self._begin_soon()
         return had_place
 
@@ -341,7 +368,7 @@ class TlsAlpn01Listener:
         """Look after handshakes and splices; whether there are any."""
         for place in (self._waiting, self._begun):
             while place and (oldest := next(iter(place))).hello_at + self._limits.handshake_seconds <= now:
-                self._time_out(oldest)
+                self._put_out(oldest, "timed_out")
         self._make_room(now)
         is_splicing = self._splicer is not None and self._splicer.sweep(now)
         return is_splicing or bool(self._waiting or self._begun)
@@ -350,17 +377,26 @@ class TlsAlpn01Listener:
         """As many as wait, if so many stall."""
         stalling = [each for each in self._begun if each.begun_at + _FAIR_SECONDS <= now]
         for connection in stalling[: len(self._waiting)]:
-            self._time_out(connection)
+            self._put_out(connection, "timed_out")
 
-    def _time_out(self, connection: _Connection) -> None:
+    def _put_out(self, connection: _Connection, reason: Reason) -> None:
         self._leave_queue(connection)
-        self._reject("timed_out", connection.source)
+        self._reject(reason, connection.source)
         connection.abort()
 
     def _reject(self, reason: Reason, source: str, **more: str | None) -> None:
         self._rejected[reason] += 1
         if (suppressed := self._unanswered.due()) is not None:
             self._log.info("tlsalpn01.rejected", source=source, reason=reason, suppressed=suppressed, **more)
+
+
+def _is_there(connection: _Connection) -> bool:
+    """Whether the client still listens and may still talk: it does not read while it waits, so nobody has told us."""
+    of_kernel: socket.socket = connection.transport.get_extra_info("socket")
+    try:
+        return of_kernel.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _ESTABLISHED
+    except OSError:
+        return False
 
 
 def _reason(verdict: Hello | Bad) -> Reason:

@@ -118,15 +118,19 @@ class Exchange:
         self._patience = patience
         self._places = asyncio.Semaphore(IN_FLIGHT_MAX)
 
-    async def ask(self, endpoint: Endpoint, question: Question, *, tries: int = 2) -> Message:
+    async def ask(
+        self, endpoint: Endpoint, question: Question, *, tries: int = 2, seconds: float | None = None
+    ) -> Message:
         """The answer of one server, whatever it says.
 
-        Only silence is tried again; a cut answer is fetched over TCP, an old server asked without EDNS.
+        Only silence is tried again; a cut answer is fetched over TCP, an old server asked without EDNS. `seconds` is
+        for all of that, but not for the wait until there is a place.
 
         Raises:
             NoAnswer: no answer in time, nothing listens there, or no way leads there.
+            TimeoutError: `seconds` are over.
         """
-        async with self._places:
+        async with self._places, asyncio.timeout(seconds):
             answer = await self._with_fallback(endpoint, question.message(with_edns=True), tries)
             if answer.rcode() in _WITHOUT_EDNS:
                 answer = await self._with_fallback(endpoint, question.message(with_edns=False), tries)
@@ -194,6 +198,9 @@ async def _connected(endpoint: Endpoint, listener: _Listener) -> asyncio.Datagra
     loop = asyncio.get_running_loop()
     try:
         transport, _ = await loop.create_datagram_endpoint(lambda: listener, remote_addr=(endpoint.host, endpoint.port))
+    except ValueError as error:
+        # An IPv6 address with a zone that is none is looked up like a name, and some cannot even be that.
+        raise NoAnswer("no such address") from error
     except OSError as error:
         if error.errno in _NO_ROUTE:
             raise NoAnswer(f"this host has no {endpoint.family_name} route", is_unroutable=True) from error

@@ -47,18 +47,18 @@ class Looker:
 
     async def _verdict(self, target: Target, name: str, values: Collection[str], zone: str | None) -> ServerVerdict:
         try:
-            async with asyncio.timeout(self._patience.look_seconds):
-                judgement = await self._judge(target, name, values)
-                judgement = await self._with_serial(target, judgement, zone)
+            judgement = await self._judge(target, name, values)
         except NoAnswer as error:
             return verdict_of(target, "skipped" if error.is_unroutable else "unreachable", error.detail)
         except TimeoutError:
             return verdict_of(target, "unreachable", f"no answer within {self._patience.look_seconds:g} s")
+        judgement = await self._with_serial(target, judgement, zone)
         return verdict_of(target, judgement.answer, judgement.detail, judgement.serial)
 
     async def _judge(self, target: Target, name: str, values: Collection[str]) -> reading.Judgement:
         question = Question(name, dns.rdatatype.TXT, is_recursive=target.is_resolver)
-        message = await self._exchange.ask(target.endpoint, question)
+        # Not for the wait for a place: servers that are dead must not use up the time of those that are not.
+        message = await self._exchange.ask(target.endpoint, question, seconds=self._patience.look_seconds)
         needs_authority = not (target.is_resolver or target.is_stand_in)
         return reading.judgement_of(message, name, values, needs_authority=needs_authority)
 
@@ -67,8 +67,9 @@ class Looker:
         if zone is None or judgement.serial is not None or judgement.answer not in _WORTH_A_SERIAL:
             return judgement
         try:
-            message = await self._exchange.ask(target.endpoint, Question(zone, dns.rdatatype.SOA), tries=1)
-        except NoAnswer:
+            question = Question(zone, dns.rdatatype.SOA)
+            message = await self._exchange.ask(target.endpoint, question, tries=1, seconds=self._patience.udp_seconds)
+        except (NoAnswer, TimeoutError):
             return judgement
         return msgspec.structs.replace(judgement, serial=reading.serial_of(message, zone))
 

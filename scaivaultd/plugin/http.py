@@ -9,6 +9,7 @@ import email.utils
 import ipaddress
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -90,9 +91,14 @@ class HttpApi:
         *,
         authorize: Authorize,
         error_from: ErrorFrom,
+        fresh: aiohttp.ClientSession | None = None,
     ) -> None:
-        """Use `open_api`, which makes and closes the session."""
+        """Use `open_api`, which makes and closes the sessions.
+
+        `fresh` keeps no connections; it carries requests that are not repeatable.
+        """
         self._session = session
+        self._fresh = fresh or session
         self._root = root.rstrip("/")
         self._settings = settings
         self._context = context
@@ -202,8 +208,11 @@ class HttpApi:
     async def _attempt(self, request: HttpRequest, refused: bool, repeatable: bool) -> HttpAnswer:
         authorization = await self._authorize(request, refused)
         host = urlsplit(request.url).hostname
+        # A kept connection may have been closed by the service a moment ago, which shows only when the request is lost
+        # on it (RFC 9112 section 9.3.1). With a service that keeps none, each write would be lost so.
+        session = self._session if repeatable else self._fresh
         try:
-            async with self._session.request(
+            async with session.request(
                 request.method,
                 URL(request.url, encoded=True),
                 headers={**request.headers, **authorization},
@@ -213,7 +222,7 @@ class HttpApi:
                 return HttpAnswer(
                     status=response.status,
                     headers={name.lower(): value for name, value in response.headers.items()},
-                    body=await _body(response),
+                    body=_without_credentials(await _body(response), authorization),
                 )
         # The texts of aiohttp's errors name hosts and ports only; they are not repeated all the same.
         except aiohttp.ClientConnectorError as error:
@@ -240,17 +249,25 @@ class HttpApi:
 async def open_api(
     root: str, settings: ProviderSettings, context: PluginContext, *, authorize: Authorize, error_from: ErrorFrom
 ) -> AsyncIterator[HttpApi]:
-    """An `HttpApi` with a session of its own.
+    """An `HttpApi` with sessions of its own.
 
     Raises:
         PermanentError: the root is no https URL; http is taken for loopback addresses only.
     """
     require_safe(root)
     timeout = aiohttp.ClientTimeout(total=settings.request_timeout, connect=CONNECT_SECONDS)
-    async with aiohttp.ClientSession(
-        timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True, trust_env=False
-    ) as session:
-        yield HttpApi(session, root, settings, context, authorize=authorize, error_from=error_from)
+    async with _session(timeout) as session, _session(timeout, force_close=True) as fresh:
+        yield HttpApi(session, root, settings, context, authorize=authorize, error_from=error_from, fresh=fresh)
+
+
+def _session(timeout: aiohttp.ClientTimeout, *, force_close: bool = False) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        timeout=timeout,
+        connector=aiohttp.TCPConnector(force_close=force_close),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=True,
+        trust_env=False,
+    )
 
 
 def error_by_status(answer: HttpAnswer, detail: str, code: str | None = None) -> ProviderError:
@@ -272,6 +289,7 @@ def retry_after_of(answer: HttpAnswer, context: PluginContext) -> float | None:
         return float(text[:9])
     try:
         moment = email.utils.parsedate_to_datetime(text)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return max(0.0, (moment - context.clock.now()).total_seconds())
     except (ValueError, TypeError, IndexError):
         return None
@@ -311,6 +329,14 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def _without_credentials(body: bytes, authorization: Mapping[str, str]) -> bytes:
+    """The body of an answer; what a service repeats of the credentials must not get into the text of an error."""
+    scheme, _, credentials = authorization.get("Authorization", "").partition(" ")
+    if scheme not in ("Basic", "Bearer") or len(credentials) < 8:
+        return body
+    return body.replace(credentials.encode(), b"[credentials]")
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:

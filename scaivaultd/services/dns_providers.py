@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from scaivaultd.model.errors import (
     RevisionConflict,
     ScaivaultError,
 )
-from scaivaultd.model.names import parse_zone
+from scaivaultd.model.names import parse_zone, require_resolver
 from scaivaultd.model.resources import DnsProvider, DnsProviderName
 from scaivaultd.model.storage import ABSENT, Delete
 from scaivaultd.plugin import secret_references
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
     from scaivaultd.services.ports import Store
     from scaivaultd.services.provider_pool import ProviderPool
     from scaivaultd.services.secrets import Secrets
+
+
+CHOICE_SECONDS = 30.0
+"""How long each provider may take to say whether a name is its own: the orders of all others wait for it."""
+RESOLVERS_MAX = 16
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +77,7 @@ class DnsProviders:
         self._ids = ids
         self._clock = clock
         self._log = log
+        self._going: set[str] = set()
 
     def report_unusable(self) -> None:
         """Log what is wrong with the providers of the configuration file: nobody else will be told."""
@@ -141,6 +148,19 @@ class DnsProviders:
         """Handle `pki.dns_providers.delete`."""
         current = await self._changeable(request.id)
         record = current.value
+        if record.id in self._going:
+            raise Conflict(f"DNS provider {record.name} is being deleted by another request")
+        self._going.add(record.id)
+        try:
+            await self._delete(current)
+        finally:
+            self._going.discard(record.id)
+        self._pool.forget(record.id)
+        self._log.info("dns_provider.deleted", dns_provider=record.name, provider_id=record.id)
+        return m.Deleted(id=record.id)
+
+    async def _delete(self, current: Versioned[DnsProvider]) -> None:
+        record = current.value
         if left := await TXT_RECORDS.all(self._store, self._log, provider=record.id):
             names = ", ".join(sorted({each.value.record_name for each in left})[:3])
             raise Conflict(
@@ -152,9 +172,11 @@ class DnsProviders:
         if held is not None and held.value.provider_id == record.id:
             changes.append(Delete(key=DNS_PROVIDER_NAMES.key(digest(record.name)), expect_revision=held.revision))
         await self._commit_change(record, changes)
-        self._pool.forget(record.id)
-        self._log.info("dns_provider.deleted", dns_provider=record.name, provider_id=record.id)
-        return m.Deleted(id=record.id)
+
+    def require_staying(self, record: DnsProvider) -> None:
+        """Raise DnsProviderError while the provider is being deleted: nothing of ours may come to it any more."""
+        if record.id in self._going:
+            raise DnsProviderError(f"DNS provider {record.name} is being deleted", retry_after=1.0)
 
     async def find(self, id_or_name: str) -> DnsProvider:
         """The provider of that id or name; raises NotFound."""
@@ -183,19 +205,19 @@ class DnsProviders:
 
     async def candidates(self, name: str) -> tuple[Sequence[Candidate], Sequence[ScaivaultError]]:
         """Who could write `name`: by configured zones, else by what the providers say; and who could not be asked."""
-        found: list[Candidate] = []
-        failed: list[ScaivaultError] = []
-        for record in await self.all():
-            try:
-                zone = await self._zone_for(record, name)
-            except NoZone:
-                continue
-            except ScaivaultError as error:
-                failed.append(error)
-                continue
-            if zone is not None:
-                found.append(Candidate(record=record, zone=zone))
+        said = await asyncio.gather(*(self._candidate(record, name) for record in await self.all()))
+        found = [each for each in said if isinstance(each, Candidate)]
+        failed = [each for each in said if isinstance(each, ScaivaultError)]
         return found, failed
+
+    async def _candidate(self, record: DnsProvider, name: str) -> Candidate | ScaivaultError | None:
+        try:
+            zone = await self._zone_for(record, name)
+        except NoZone:
+            return None
+        except ScaivaultError as error:
+            return error
+        return None if zone is None else Candidate(record=record, zone=zone)
 
     async def choose(self, name: str) -> DnsProvider:
         """The provider whose zone encloses `name` most closely.
@@ -235,7 +257,7 @@ class DnsProviders:
             return max(enclosing, key=len, default=None)
         if self._pool.kind_of(record).capabilities.any_zone:
             return None  # it would take any name, which says nothing
-        zone: Zone = await (await self._pool.use(record)).find_zone(name)
+        zone: Zone = await (await self._pool.use(record)).find_zone(name, CHOICE_SECONDS)
         return zone.name
 
     def _check(self, record: DnsProvider) -> None:
@@ -271,6 +293,11 @@ class DnsProviders:
             raise _invalid("/config", "invalid_value", str(error)) from None
         if settings.challenge_alias is not None:
             parse_zone(settings.challenge_alias, "/config/challenge_alias")
+        require_resolvers(settings.propagation_resolvers, "/config/propagation_resolvers")
+        is_asked = settings.propagation == "resolvers" and not settings.skip_propagation_check
+        if is_asked and not settings.propagation_resolvers:
+            detail = "propagation `resolvers` needs to be told whom to ask: give propagation_resolvers"
+            raise _invalid("/config/propagation_resolvers", "missing", detail)
         return settings
 
     async def _try(self, record: DnsProvider) -> None:
@@ -351,6 +378,14 @@ class DnsProviders:
             created_at=record.created_at,
             updated_at=record.updated_at,
         )
+
+
+def require_resolvers(texts: Sequence[str], pointer: str) -> None:
+    """Refuse what cannot be asked, and more than anybody needs: they are all asked in every round."""
+    if len(texts) > RESOLVERS_MAX:
+        raise _invalid(pointer, "too_many", f"{len(texts)} resolvers; at most {RESOLVERS_MAX} are asked")
+    for place, text in enumerate(texts):
+        require_resolver(text, f"{pointer}/{place}")
 
 
 def _zones(texts: Sequence[str]) -> tuple[str, ...]:

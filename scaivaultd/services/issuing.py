@@ -25,9 +25,10 @@ from scaivaultd.model.errors import (
     UnsupportedChallenge,
 )
 from scaivaultd.model.ids import OrderId
-from scaivaultd.model.names import parse_identifiers, require_provable, require_resolver
+from scaivaultd.model.names import parse_identifiers, require_provable
 from scaivaultd.model.resources import UNFINISHED, IdempotentResult, Order
 from scaivaultd.model.storage import ABSENT
+from scaivaultd.services.dns_providers import require_resolvers
 from scaivaultd.services.documents import ACCOUNTS, IDEMPOTENCY, IDEMPOTENCY_SECONDS, ORDERS, Versioned, digest
 from scaivaultd.services.jobs import outcome_of
 from scaivaultd.services.presence import Presence, journalled
@@ -191,8 +192,11 @@ class Issuing:
                 if getattr(request, member) is not None:
                     raise _invalid(f"/{member}", "not_for_this_challenge", f"{member} goes with dns-01 only")
             return
-        for place, resolver in enumerate((request.propagation and request.propagation.resolvers) or ()):
-            require_resolver(resolver, f"/propagation/resolvers/{place}")
+        wishes = request.propagation
+        if wishes is not None and wishes.resolvers is not None:
+            require_resolvers(wishes.resolvers, "/propagation/resolvers")
+            if wishes.visibility == "resolvers" and not wishes.resolvers:
+                raise _invalid("/propagation/resolvers", "empty", "visibility `resolvers` needs somebody to ask")
         if request.dns_provider is not None:
             try:
                 await self._providers.find(request.dns_provider)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, TypeVar
 
 from scaivaultd.model.errors import Internal, ScaivaultError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from typing import Any
 
     from structlog.typing import FilteringBoundLogger
@@ -98,15 +99,31 @@ async def unbroken(step: Coroutine[Any, Any, T], grace_seconds: float) -> T:
         raise
 
 
+class Overdue(TimeoutError):
+    """Time ran out for a stranger's step; one that raises TimeoutError itself has its own reasons."""
+
+
+class CancelledItself(Exception):
+    """A stranger's step ended as cancelled, and nobody here had cancelled it."""
+
+
+class Escaped(Exception):
+    """A stranger's step raised what no `except Exception` sees, such as SystemExit."""
+
+
 async def bounded(step: Coroutine[Any, Any, T], seconds: float) -> T:
     """Run a stranger's step for at most `seconds`, whatever it does with its cancellation.
 
     A step that does not end when it is cancelled is left behind after `ABANDON_SECONDS`; nothing waits for it.
 
     Raises:
-        TimeoutError: time ran out.
+        Overdue: time ran out.
+        CancelledItself, Escaped: its own doing; as what it raised, either would end more than the step.
     """
-    task = asyncio.ensure_future(step)
+    task = asyncio.ensure_future(_kept_in(step))
+    if isinstance(step, Coroutine):
+        # Cancelled before its first step, it was never begun: closed, so that nobody complains about that.
+        task.add_done_callback(lambda _: step.close())
     try:
         done, _ = await asyncio.wait({task}, timeout=seconds)
     except asyncio.CancelledError:
@@ -114,8 +131,19 @@ async def bounded(step: Coroutine[Any, Any, T], seconds: float) -> T:
         raise
     if not done:
         await _abandon(task)
-        raise TimeoutError
+        raise Overdue
+    if task.cancelled():
+        raise CancelledItself
     return task.result()
+
+
+async def _kept_in(step: Awaitable[T]) -> T:
+    try:
+        return await step
+    except (Exception, asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException:  # noqa: BLE001 - raised in a task, SystemExit would stop the event loop at once
+        raise Escaped from None
 
 
 async def _abandon(task: asyncio.Future[Any]) -> None:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from scaivaultd.model.errors import ChallengeFailed, ScaivaultError, Timeout
 from scaivaultd.plugin import ChallengeResponse, ClaimingSolver, SolverError
-from scaivaultd.services.jobs import bounded, outcome_of, side_by_side, unbroken
+from scaivaultd.services.jobs import Overdue, bounded, outcome_of, side_by_side, unbroken
 from scaivaultd.services.solvers import Share
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from typing import Any
 
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.model.resources import Order
     from scaivaultd.services.solvers import Claims, OpenSolver
+
+T = TypeVar("T")
 
 CLEAN_UP_SECONDS = 10.0
 AT_ONCE = 100
@@ -93,7 +97,9 @@ class Presence:
         solver = self._solver
         if not isinstance(solver, ClaimingSolver):
             return
-        each_claims = await side_by_side([solver.claims(each) for each in responses.values()], AT_ONCE)
+        each_claims = await side_by_side(
+            [self._asked(each, partial(solver.claims, each)) for each in responses.values()], AT_ONCE
+        )
         wanted = self._shares(each_claims)
         if all(key in self._claimed and self._claimed[key].count >= share.count for key, share in wanted.items()):
             return
@@ -118,9 +124,14 @@ class Presence:
         self._claimed = {}
 
     async def _present(self, url: str, response: ChallengeResponse) -> None:
+        await self._asked(response, partial(self._solver.present, response))
+        self._in_place.add(url)
+
+    async def _asked(self, response: ChallengeResponse, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What a stranger's solver says; whatever else it does becomes an error of ours."""
         try:
-            await bounded(self._solver.present(response), self._kind.present_seconds)
-        except (ScaivaultError, TimeoutError):
+            return await bounded(work(), self._kind.present_seconds)
+        except (ScaivaultError, Overdue):
             raise
         except SolverError as error:
             raise _failed(response, error.detail, may_pass=error.retryable) from error
@@ -128,7 +139,6 @@ class Presence:
             self._log.exception("solver.broke", solver=self._kind.name, challenge_type=self._kind.challenge_type)
             detail = f"the solver {self._kind.name} broke ({type(error).__name__}); the daemon's log tells more"
             raise _failed(response, detail, may_pass=True) from error
-        self._in_place.add(url)
 
     async def clean_up(self) -> None:
         """Take everything away; at most `CLEAN_UP_SECONDS`, also when cancelled."""

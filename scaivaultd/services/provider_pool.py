@@ -6,8 +6,11 @@ Whatever a provider raises or hangs on ends here, as an error of ours that names
 from __future__ import annotations
 
 import asyncio
+import math
 import traceback
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -25,11 +28,13 @@ from scaivaultd.plugin import (
     TransientError,
     Zone,
     ZoneNotFound,
+    normal_name,
 )
-from scaivaultd.services.jobs import bounded
+from scaivaultd.services.jobs import CancelledItself, Overdue, bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from structlog.typing import FilteringBoundLogger
 
@@ -48,6 +53,10 @@ ZONE_CACHE_MAX = 1000
 FAILURES_MAX = 5
 """So many failures in a row of the provider itself, and it is left alone for a while."""
 REST_SECONDS = 60.0
+RETRY_AFTER_MAX_SECONDS = 86400.0
+TEXT_MAX = 2000
+"""A stranger's words go into orders and events, which have to fit a message."""
+HANDLE_MAX = 64 << 10
 
 
 class OpenProvider:
@@ -68,7 +77,7 @@ class OpenProvider:
         self._clock = context.clock
         self._log = log.bind(dns_provider=record.name)
         self._gate = asyncio.Semaphore(1 if kind.capabilities.sequential else CALLS_AT_ONCE)
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._zones: dict[str, tuple[float, Zone]] = {}
         self._failures = 0
         self._resting_until = 0.0
@@ -101,9 +110,11 @@ class OpenProvider:
         self._owner = asyncio.create_task(self._own(opened), name=f"dns provider {self.record.name}")
         try:
             await bounded(_outcome(opened), OPEN_SECONDS)
-        except TimeoutError:
+        except Overdue:
             await self.close()
-            raise self._error(f"did not open within {OPEN_SECONDS:.0f} s") from None
+            raise NotOpened(f"DNS provider {self.record.name}: did not open within {OPEN_SECONDS:.0f} s") from None
+        except CancelledItself as error:
+            raise self._translated(error, "opening it") from None
         except asyncio.CancelledError:
             await self.close()
             raise
@@ -111,13 +122,16 @@ class OpenProvider:
     async def _own(self, opened: asyncio.Future[None]) -> None:
         try:
             async with self.kind.open(self.settings, self._context) as provider:
+                if provider is None:
+                    raise TypeError("open yielded nothing")
                 self._provider = provider
                 if not opened.done():
                     opened.set_result(None)
                 await self._closing.wait()
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001 - a stranger's context manager, on its way in or out
+        # A stranger's context manager, on its way in or out; in a task, SystemExit would stop the event loop.
+        except BaseException as error:  # noqa: BLE001 - see above
             if opened.done():
                 self._log.warning("dns_provider.not_closed", error_type=type(error).__name__)
             else:
@@ -138,20 +152,37 @@ class OpenProvider:
             self._log.warning("dns_provider.close_timed_out")
 
     def lock(self, record_name: str) -> asyncio.Lock:
-        """One writer at a time for each record name: some services replace whole sets."""
+        """One writer at a time for each record name: some services replace whole sets.
+
+        It lives as long as somebody has it.
+        """
         return self._locks.setdefault(record_name, asyncio.Lock())
 
-    async def find_zone(self, name: str) -> Zone:
-        """The zone that holds `name`, as the provider said within the last minutes."""
+    async def find_zone(self, name: str, seconds: float | None = None) -> Zone:
+        """The zone that holds `name`, as the provider said within the last minutes; asked for `seconds` at most."""
         now = self._clock.monotonic()
         if (cached := self._zones.get(name)) and cached[0] > now:
             return cached[1]
-        zone: Any = await self._call("find_zone", lambda provider: provider.find_zone(name))
-        if not isinstance(zone, Zone):
-            raise self._error("find_zone returned something else than a Zone", is_final=True)
+        found: Any = await self._call("find_zone", lambda provider: provider.find_zone(name), seconds)
+        zone = self._judged(found, name)
         if len(self._zones) >= ZONE_CACHE_MAX:
             self._zones.clear()
         self._zones[name] = (now + ZONE_CACHE_SECONDS, zone)
+        return zone
+
+    def _judged(self, found: object, name: str) -> Zone:
+        # Its types are checked when somebody decodes a Struct, not when a plugin makes one.
+        try:
+            zone = msgspec.convert(msgspec.to_builtins(found), Zone) if isinstance(found, Zone) else None
+        except (TypeError, ValueError, RecursionError):
+            zone = None
+        if zone is None:
+            raise self._error("find_zone returned something else than a Zone", is_final=True)
+        zone = msgspec.structs.replace(zone, name=normal_name(zone.name))
+        if zone.name and zone.name != name and not name.endswith(f".{zone.name}"):
+            raise self._error(
+                f"find_zone named the zone {_shortened(zone.name, 253)!r}, which does not hold {name}", is_final=True
+            )
         return zone
 
     async def add_txt(self, zone: Zone, name: str, values: Sequence[str]) -> dict[str, Any]:
@@ -163,9 +194,13 @@ class OpenProvider:
             self._zones.clear()
             raise
         try:
-            return msgspec.json.decode(msgspec.json.encode(handle or {}), type=dict[str, Any])
-        except (TypeError, ValueError, msgspec.MsgspecError):
+            encoded = msgspec.json.encode(handle or {})
+            decoded = msgspec.json.decode(encoded, type=dict[str, Any])
+        except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
             raise self._error("add_txt returned a handle that is no JSON object", is_final=True) from None
+        if len(encoded) > HANDLE_MAX:
+            raise self._error(f"add_txt returned a handle of more than {HANDLE_MAX >> 10} KiB", is_final=True)
+        return decoded
 
     async def remove_txt(self, zone: Zone, name: str, values: Sequence[str], handle: Handle | None) -> None:
         """Make sure that the values are gone."""
@@ -180,7 +215,7 @@ class OpenProvider:
         if not isinstance(provider, SignalsLive) or not handle:
             return True
         try:
-            await self._call("wait_live", lambda _: provider.wait_live(handle), seconds)
+            await self._call("wait_live", lambda _: provider.wait_live(handle), seconds, is_patient=True)
         except DnsProviderError as error:
             # Not the last word: the name servers are looked at all the same.
             self._log.warning("dns_provider.not_live", detail=error.detail)
@@ -201,19 +236,28 @@ class OpenProvider:
         return True
 
     async def _call(
-        self, what: str, work: Callable[[DnsProvider], Coroutine[Any, Any, T]], seconds: float | None = None
+        self,
+        what: str,
+        work: Callable[[DnsProvider], Coroutine[Any, Any, T]],
+        seconds: float | None = None,
+        *,
+        is_patient: bool = False,
     ) -> T:
+        """Call it. A patient call waits for minutes by its nature: it keeps no others back, and is no failure."""
         seconds = CALL_SECONDS if seconds is None else seconds
-        async with self._gate:
+        passes = is_patient and not self.kind.capabilities.sequential
+        gate: AbstractAsyncContextManager[Any] = nullcontext() if passes else self._gate
+        async with gate:
             self._require_rested()
             provider = self._provider
-            if provider is None:
+            if provider is None or self._closing.is_set():
                 raise self._error("its settings have just changed; trying anew")
             try:
                 result = await bounded(work(provider), seconds)
-            except TimeoutError:
+            except Overdue:
                 failure: ScaivaultError = self._error(f"{what} did not end within {seconds:.0f} s")
-                self._failed(failure)
+                if not is_patient:
+                    self._failed(failure)
                 raise failure from None
             except Exception as error:  # noqa: BLE001 - a stranger's code may raise anything
                 failure = self._translated(error, what)
@@ -228,8 +272,8 @@ class OpenProvider:
             raise self._error(f"is left alone for {left:.0f} s more ({self._last_failure})", retry_after=left)
 
     def _count(self, error: Exception, failure: ScaivaultError) -> None:
-        if isinstance(error, RateLimited) and error.retry_after:
-            self._resting_until = self._clock.monotonic() + min(error.retry_after, 3600.0)
+        if isinstance(error, RateLimited) and (seconds := _seconds(getattr(error, "retry_after", None))):
+            self._resting_until = self._clock.monotonic() + min(seconds, 3600.0)
             self._last_failure = failure.detail
         elif isinstance(error, TransientError) or not isinstance(error, ProviderError | SecretMissing):
             self._failed(failure)
@@ -243,21 +287,20 @@ class OpenProvider:
             self._resting_until = self._clock.monotonic() + REST_SECONDS
             self._log.warning("dns_provider.resting", seconds=REST_SECONDS, detail=failure.detail)
 
-    def _translated(self, error: Exception, what: str) -> ScaivaultError:
+    def _translated(self, error: BaseException, what: str) -> ScaivaultError:
         match error:
             case SecretMissing():
                 return SecretNotFound(f"DNS provider {self.record.name}: {error}")
             case ZoneNotFound():
-                return NoZone(f"DNS provider {self.record.name}: {error.detail}")
+                return NoZone(f"DNS provider {self.record.name}: {_said(error)}")
             case ProviderAuthError():
-                return self._error(f"refuses the credentials: {error.detail}", is_final=True)
+                return self._error(f"refuses the credentials: {_said(error)}", is_final=True)
             case PermanentError():
-                code = f" [{error.code}]" if error.code and error.code not in error.detail else ""
-                return self._error(f"{error.detail}{code}", is_final=True)
+                return self._error(_said(error), is_final=True)
             case TransientError():
-                return self._error(error.detail, retry_after=error.retry_after)
+                return self._error(_said(error), retry_after=_seconds(getattr(error, "retry_after", None)))
             case ProviderError():
-                return self._error(error.detail, is_final=True)
+                return self._error(_said(error), is_final=True)
             case ScaivaultError():
                 return error
         # Its text may hold anything, secrets too: where it happened is enough for its author.
@@ -282,6 +325,10 @@ class NoZone(DnsProviderError):
         super().__init__(detail, is_final=True)
 
 
+class NotOpened(DnsProviderError):
+    """The provider hangs when it is opened; on the wire it is `dns_provider_error`."""
+
+
 class ProviderPool:
     """Opens providers when they are first used, and again when their settings have changed."""
 
@@ -295,7 +342,8 @@ class ProviderPool:
         self._context = context
         self._log = log
         self._open: dict[str, OpenProvider] = {}
-        self._opening: dict[str, asyncio.Lock] = {}
+        self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._hung: dict[str, tuple[float, Record, NotOpened]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
 
     def settings_of(self, kind: DnsProviderKind, config: Mapping[str, Any]) -> ProviderSettings:
@@ -319,9 +367,22 @@ class ProviderPool:
                 return current
             if current is not None:
                 self._leave(self._open.pop(record.id))
-            opened = await self.try_open(record)
+            self._require_not_hung(record)
+            try:
+                opened = await self.try_open(record)
+            except NotOpened as error:
+                # Those that wait behind this one would each hang as long, one after the other.
+                self._hung[record.id] = (self._context.clock.monotonic() + REST_SECONDS, record, error)
+                raise
             self._open[record.id] = opened
             return opened
+
+    def _require_not_hung(self, record: Record) -> None:
+        until, hung, error = self._hung.pop(record.id, (0.0, record, None))
+        left = until - self._context.clock.monotonic()
+        if error is not None and hung == record and left > 0:
+            self._hung[record.id] = (until, hung, error)
+            raise DnsProviderError(f"{error.detail}, and is left alone for {left:.0f} s more", retry_after=left)
 
     async def try_open(self, record: Record) -> OpenProvider:
         """Open a provider of its own, for the caller to close."""
@@ -338,6 +399,7 @@ class ProviderPool:
 
     def forget(self, provider_id: str) -> None:
         """Close it: it was deleted."""
+        self._hung.pop(provider_id, None)
         if (current := self._open.pop(provider_id, None)) is not None:
             self._leave(current)
 
@@ -356,3 +418,21 @@ class ProviderPool:
 
 async def _outcome(opened: asyncio.Future[None]) -> None:
     await opened
+
+
+def _said(error: ProviderError) -> str:
+    """A stranger's words, in a size that can be passed on; its class may have an `__init__` of its own."""
+    detail = str(getattr(error, "detail", "") or type(error).__name__)
+    code = getattr(error, "code", None)
+    return _shortened(f"{detail} [{code}]" if code and str(code) not in detail else detail, TEXT_MAX)
+
+
+def _shortened(text: str, letters: int) -> str:
+    return text if len(text) <= letters else f"{text[:letters]}..."
+
+
+def _seconds(wanted: object) -> float | None:
+    """A pause as a service wants it, if it is one that can be kept."""
+    if not isinstance(wanted, int | float) or not math.isfinite(wanted) or wanted <= 0:
+        return None
+    return float(min(wanted, RETRY_AFTER_MAX_SECONDS))

@@ -22,6 +22,7 @@ from scaivaultd.model.errors import (
     NotFound,
     RevisionConflict,
     ScaivaultError,
+    StorageUnavailable,
 )
 from scaivaultd.model.resources import UNFINISHED, DnsProvider, TxtRecord
 from scaivaultd.model.storage import ABSENT, Delete
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 PREFIX = "_acme-challenge."
 PLACE_SECONDS = 60.0
 """How long what was found out for `claims` is good for `put`."""
+PLACES_MAX = 1000
+"""From so many on those are forgotten whose orders have not come for them in time."""
 VALUES_AT_ONCE = 6
 """So many values of ours at a name at a time. Their answer fits 512 bytes: a validator that asks without EDNS and does
 not turn to TCP (Pebble is one) finds no value at all among more. Services have limits, too (Azure 20 to a set)."""
@@ -140,8 +143,8 @@ class TxtRecords:
         name holds only so many values.
         """
         self._places.pop(_user(response), None)
-        freed = await self.release(_user(response))
         self._unwant(response.order_id, value)
+        freed = await self.release(_user(response))
         if under_way := [self._removing[each].tried for each in freed if each in self._removing]:
             await asyncio.wait(under_way, timeout=GONE_SECONDS)
 
@@ -162,6 +165,8 @@ class TxtRecords:
             return known[1]
         named, override = await self._wishes(response)
         place = await self.place(f"{PREFIX}{response.identifier}", named, override)
+        if len(self._places) >= PLACES_MAX:
+            self._places = {user: known for user, known in self._places.items() if known[0] > now}
         self._places[key] = (now + PLACE_SECONDS, place)
         return place
 
@@ -262,6 +267,8 @@ class TxtRecords:
 
         def note(status: Any, verdicts: Sequence[ServerVerdict] | None) -> None:
             before = reports.get(place.record_name)
+            if before and before.status == "failed" and status == "waiting":
+                status = "failed"  # by another value of the name, whose order has not ended yet
             reports[place.record_name] = PropagationReport(
                 record_name=place.record_name,
                 identifier=identifier,
@@ -294,6 +301,8 @@ class TxtRecords:
         provider = place.provider
         record_id = txt_record_id(provider.record.id, place.record_name, value)
         await self._change(record_id, lambda old: _with_user(old, place, value, user, self._clock))
+        # A deletion that did not see the journal in time has begun by now; one that begins later will.
+        self._providers.require_staying(provider.record)
         handle: dict[str, Any] = await self._batched(
             ("add", provider.record.id, place.zone.name, place.record_name),
             value,
@@ -307,14 +316,20 @@ class TxtRecords:
     async def release(self, user: str, *, by_job: bool = True) -> Sequence[str]:
         """Take `user` off everything it needed; returns what nobody needs any more.
 
-        A job takes that away, unless the caller says that it does so itself.
+        A job takes that away, unless the caller says that it does so itself. When this fails or is cut off, a job
+        goes on with it in any case: nobody would come again before the next start.
         """
-        freed = []
-        for found in await TXT_RECORDS.all(self._store, self._log, **{f"user:{digest(user)}": "yes"}):
-            record_id = _id(found.value)
-            left = await self._leave(record_id, [user])
-            if left is not None and not left.users:
-                freed.append(record_id)
+        freed: list[str] = []
+        try:
+            for found in await TXT_RECORDS.all(self._store, self._log, **{f"user:{digest(user)}": "yes"}):
+                record_id = _id(found.value)
+                left = await self._leave(record_id, [user])
+                if left is not None and not left.users:
+                    freed.append(record_id)
+        except BaseException:
+            self.remove_later(freed)
+            self._jobs.start(f"release {user}", partial(self._repeat, "dns.not_released", partial(self._release, user)))
+            raise
         if by_job:
             self.remove_later(freed)
         return freed
@@ -331,7 +346,17 @@ class TxtRecords:
             self._jobs.start(f"txt {record_id} {self._removals}", partial(self._removal, record_id))
 
     async def sweep(self) -> None:
-        """Find what earlier processes left: values whose orders have ended, or were never removed."""
+        """Find what earlier processes left: values whose orders have ended, or were never removed.
+
+        When the store does not let it, a job tries again.
+        """
+        try:
+            await self._sweep()
+        except StorageUnavailable as error:
+            self._log.warning("dns.not_swept", detail=error.detail)
+            self._jobs.start("sweep", partial(self._repeat, "dns.not_swept", self._sweep))
+
+    async def _sweep(self) -> None:
         for found in await TXT_RECORDS.all(self._store, self._log):
             record_id = _id(found.value)
             gone = [user for user in found.value.users if not await self._is_alive(user)]
@@ -339,6 +364,17 @@ class TxtRecords:
             if left is not None and not left.users:
                 self._log.info("dns.left_behind", name=left.record_name, provider_id=left.provider_id)
                 self.remove_later([record_id])
+
+    async def _release(self, user: str) -> None:
+        await self.release(user)
+
+    async def _repeat(self, failure: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """The job: do what the store has not let us do, when it does again."""
+        for tries in range(REMOVAL_TRIES):
+            await self._clock.sleep(REMOVAL_PAUSES_SECONDS[min(tries, len(REMOVAL_PAUSES_SECONDS) - 1)])
+            if (error := await outcome_of(work(), self._log)) is None:
+                return
+            self._log.warning(failure, detail=error.detail)
 
     async def _leave(self, record_id: str, users: Sequence[str]) -> TxtRecord | None:
         return await self._change(record_id, lambda old: old and _without_users(old, users))
@@ -492,7 +528,14 @@ def _own_copy(error: ScaivaultError) -> ScaivaultError:
 
 
 def _policy(provider: OpenProvider, override: PropagationOverride | None) -> PropagationPolicy:
-    return override.applied_to(provider.policy) if override else provider.policy
+    policy = override.applied_to(provider.policy) if override else provider.policy
+    if policy.visibility == "resolvers" and not policy.resolvers:
+        raise DnsProviderError(
+            f"DNS provider {provider.record.name}: the policy `resolvers` names no resolvers; give them in the request "
+            "(`propagation.resolvers`) or in the provider's settings (`propagation_resolvers`)",
+            is_final=True,
+        )
+    return policy
 
 
 def _user(response: ChallengeResponse) -> str:

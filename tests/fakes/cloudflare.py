@@ -128,6 +128,8 @@ class FakeCloudflare(DescribedApi):
                 return self._list_records(asked, zone)
             case "POST /zones/{zone_id}/dns_records":
                 return self._create(asked, zone)
+            case "GET /zones/{zone_id}/dns_records/{dns_record_id}":
+                return self._show(asked.path["dns_record_id"])
             case "DELETE /zones/{zone_id}/dns_records/{dns_record_id}":
                 return self._delete(asked.path["dns_record_id"])
         raise AssertionError(f"not played here: {asked.operation}")
@@ -171,6 +173,10 @@ class FakeCloudflare(DescribedApi):
             return self._error(81058, "An identical record already exists.")
         record = self._store(zone.id, name, "TXT", asked.body["content"], asked.body["ttl"])
         return _result(record.document())
+
+    def _show(self, record_id: str) -> web.Response:
+        record = next((each for each in self.records if each.id == record_id), None)
+        return self._error(81044, "Record does not exist.") if record is None else _result(record.document())
 
     def _delete(self, record_id: str) -> web.Response:
         record = next((each for each in self.records if each.id == record_id), None)

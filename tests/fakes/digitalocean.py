@@ -97,6 +97,8 @@ class FakeDigitalOcean(DescribedApi):
                 return self._list_records(asked, domain)
             case "POST /v2/domains/{domain_name}/records":
                 return self._create(asked, domain)
+            case "GET /v2/domains/{domain_name}/records/{domain_record_id}":
+                return self._show(domain, int(asked.path["domain_record_id"]))
             case "DELETE /v2/domains/{domain_name}/records/{domain_record_id}":
                 return self._delete(domain, int(asked.path["domain_record_id"]))
         raise AssertionError(f"not played here: {asked.operation}")
@@ -119,6 +121,12 @@ class FakeDigitalOcean(DescribedApi):
             return _error(422, "unprocessable_entity", "CNAME records cannot share a name with other records")
         record = self._store(domain, name, asked.body["type"], asked.body["data"], ttl)
         return problem(201, {"domain_record": record.document()})
+
+    def _show(self, domain: str, record_id: int) -> web.Response:
+        record = next((each for each in self.records if each.id == record_id and each.domain == domain), None)
+        if record is None:
+            return _error(404, "not_found", "The resource you requested could not be found.")
+        return problem(200, {"domain_record": record.document()})
 
     def _delete(self, domain: str, record_id: int) -> web.Response:
         record = next((each for each in self.records if each.id == record_id and each.domain == domain), None)

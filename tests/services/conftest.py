@@ -874,6 +874,7 @@ class ScriptedNameServers:
         self.routed: list[str] = []
         self.looks: list[tuple[str, tuple[str, ...], frozenset[str]]] = []
         self.before_look: Callable[[], Awaitable[None]] | None = None
+        self.before_bogus: Callable[[], Awaitable[None]] | None = None
 
     def texts(self, name: str) -> Collection[str]:
         """The TXT values that somebody who asks for `name` gets."""
@@ -940,6 +941,8 @@ class ScriptedNameServers:
         return found
 
     async def bogus(self, zone: str) -> str | None:
+        if self.before_bogus is not None:
+            await self.before_bogus()
         return self.bogus_zones.get(zone)
 
 

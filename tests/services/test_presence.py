@@ -164,9 +164,6 @@ class TestPresence:
         await present.settled()
         assert solver.in_place == {"a"}
 
-    @pytest.mark.xfail(
-        strict=True, reason="jobs.bounded hands a stranger's own cancellation on as if its caller were cancelled"
-    )
     async def test_a_solver_that_cancels_itself_has_failed(self, made: Any, solver: Solver) -> None:
         """An order whose job ends without a word is stuck until the next restart."""
         solver.meets["a"] = asyncio.CancelledError()
@@ -207,6 +204,34 @@ class TestSharing:
         await first.clean_up()
         await other
         await second.clean_up()
+
+    async def test_one_that_needs_more_later_counts_what_it_has_in_place(self, made: Any) -> None:
+        """Its earlier response takes room until the clean-up, whatever it asks for now."""
+        solver = Claiming()
+        first, second = made(solver), made(solver)
+        await first.present(responses("a1"))
+        await second.present(responses("a2"))
+        later = asyncio.create_task(first.present(responses("b1")))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not later.done()
+        await second.clean_up()
+        await later
+        assert solver.most == 2
+
+    async def test_who_gets_one_of_two_things_does_not_keep_it_until_its_next_try(self, made: Any) -> None:
+        """Minutes may pass until then."""
+
+        class Several(Claiming):
+            async def claims(self, response: ChallengeResponse) -> Mapping[str, int]:
+                return dict.fromkeys(response.token.split("+"), 1)
+
+        solver = Several()
+        await made(solver).present(responses("y"))
+        with pytest.raises(Timeout):
+            await made(solver, present_seconds=0.02).present(responses("x+y"))
+        async with asyncio.timeout(5):
+            await made(solver).present(responses("x"))
 
     async def test_who_gives_up_waiting_leaves_the_way_free(self, made: Any) -> None:
         """Its deadline counts the wait, too."""

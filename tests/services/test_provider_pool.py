@@ -134,9 +134,6 @@ class TestTranslation:
         await opened.remove_txt(await opened.find_zone(NAME), NAME, ["v"], None)
         assert dns_world.said("dns_provider.zone_gone")
 
-    @pytest.mark.xfail(
-        strict=True, reason="jobs.bounded hands a stranger's own cancellation on as if its caller were cancelled"
-    )
     async def test_a_plugin_that_cancels_itself_has_failed(self, dns_world: Any, opened: Any) -> None:
         """Some HTTP clients do when a session is closed; the order's own job must not die of it without a word."""
         dns_world.service.script["find_zone"].append(asyncio.CancelledError())
@@ -216,6 +213,16 @@ class TestOpening:
         with pytest.raises(DnsProviderError, match="opening it broke"):
             await dns_world.opened()
         assert "secret-xyz" not in repr(dns_world.logged)
+        assert await dns_world.opened()
+
+    async def test_a_plugin_that_cancels_itself_while_opening_has_failed(self, dns_world: Any) -> None:
+        """Its caller was not cancelled, and must hear of it."""
+        await dns_world.provider()
+        dns_world.service.script["open"].append(asyncio.CancelledError())
+        use = asyncio.create_task(dns_world.opened())
+        await asyncio.wait({use})
+        assert not use.cancelled()
+        assert isinstance(use.exception(), DnsProviderError)
         assert await dns_world.opened()
 
     async def test_what_breaks_while_closing_is_logged(self, dns_world: Any) -> None:

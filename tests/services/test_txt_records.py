@@ -35,6 +35,19 @@ async def journalled(world: Any, user: str) -> None:
             pass
 
 
+async def written_together(world: Any, respond_with: Any, number: int) -> None:
+    """Write values of so many orders; all but the first wait until that is written."""
+    gate = asyncio.Event()
+    world.service.script["add_txt"].append(gate.wait)
+    puts = []
+    for order in range(number):
+        puts.append(asyncio.create_task(world.records.put(respond_with(order_id=f"o{order}"), f"v{order}")))
+        await journalled(world, f"o{order}:t")
+        await world.until(lambda: world.service.asked("add_txt"))
+    gate.set()
+    await asyncio.gather(*puts)
+
+
 async def taken_away(world: Any) -> bool:
     """Whether nothing of ours is left, in DNS or in the journal."""
     await world.idle()
@@ -109,12 +122,24 @@ class TestWriting:
     ) -> None:
         """Delegated names share a record and its failure; each order must blame its own name."""
         names = [f"h{n}.example.test" for n in range(4)]
+        name_servers.cnames["_acme-challenge.first.example.test"] = "shared.example.test"
         for name in names:
             name_servers.cnames[f"_acme-challenge.{name}"] = "shared.example.test"
+        gate = asyncio.Event()
+        world.service.script["add_txt"].append(gate.wait)
         world.service.always["add_txt"] = ProviderAuthError("no right")
-        puts = [world.records.put(respond_with(name, order_id=f"order_{name}"), f"v {name}") for name in names]
+        writing = asyncio.create_task(world.records.put(respond_with("first.example.test"), "v"))
+        await world.until(lambda: world.service.asked("add_txt"))
+        puts = [
+            asyncio.create_task(world.records.put(respond_with(name, order_id=f"order_{name}"), f"v {name}"))
+            for name in names
+        ]
+        for name in names:
+            await journalled(world, f"order_{name}:t")
+        gate.set()
         errors = await asyncio.gather(*puts, return_exceptions=True)
-        assert len(world.service.asked("add_txt")) < len(names), "nothing was shared"
+        await writing
+        assert len(world.service.asked("add_txt")) == 2, "nothing was shared"
         assert [getattr(each, "identifier", each) for each in errors] == names
         assert {each.detail for each in errors if isinstance(each, DnsProviderError)} == {
             "DNS provider main: refuses the credentials: no right"
@@ -159,11 +184,14 @@ class TestSharing:
         await world.records.remove(two, "v1")
         assert await taken_away(world)
 
-    async def test_two_values_of_one_name_come_and_go_on_their_own(self, world: Any, respond_with: Any) -> None:
+    async def test_two_values_of_one_name_come_and_go_on_their_own(
+        self, world: Any, name_servers: Any, respond_with: Any
+    ) -> None:
         """Wildcard and apex: the same name, and each needs its own."""
         apex, wildcard = respond_with(token="a"), respond_with(token="w")
         await asyncio.gather(world.records.put(apex, "va"), world.records.put(wildcard, "vw"))
         assert world.service.values() == {NAME: {"va", "vw"}}
+        assert name_servers.looks[-1][2] == {"va", "vw"}, "a server may have one of them and not yet the other"
         await world.records.remove(apex, "va")
         await world.idle()
         assert world.service.values() == {NAME: {"vw"}}
@@ -180,11 +208,26 @@ class TestSharing:
 
     async def test_values_that_wait_for_the_same_name_are_written_together(self, world: Any, respond_with: Any) -> None:
         """Twenty orders are two or three requests, not twenty, for services that count them."""
-        puts = [world.records.put(respond_with(order_id=f"o{n}", token=f"t{n}"), f"v{n}") for n in range(20)]
-        await asyncio.gather(*puts)
+        await written_together(world, respond_with, 20)
         assert world.service.values() == {NAME: {f"v{n}" for n in range(20)}}
-        assert len(world.service.asked("add_txt")) < 10
+        assert len(world.service.asked("add_txt")) == 2
         assert all(record.handle is not None for record in await world.journal())
+
+    async def test_a_torn_order_does_not_tear_the_write_it_shares(self, world: Any, respond_with: Any) -> None:
+        """The others wait for the same request."""
+        gate = asyncio.Event()
+        world.service.script["add_txt"].extend([gate.wait, None])
+        responses = [respond_with(order_id=f"o{n}") for n in range(3)]
+        puts = []
+        for number, response in enumerate(responses):
+            puts.append(asyncio.create_task(world.records.put(response, f"v{number}")))
+            await journalled(world, f"o{number}:t")
+        await world.until(lambda: world.service.asked("add_txt"))
+        puts[1].cancel()
+        await asyncio.wait({puts[1]})
+        gate.set()
+        await asyncio.gather(puts[0], puts[2])
+        assert ("add", ["v1", "v2"], None) in world.service.batches
 
     async def test_a_value_that_is_needed_again_during_its_removal_is_there_afterwards(
         self, world: Any, respond_with: Any
@@ -265,19 +308,29 @@ class TestTakingAway:
         await world.records.remove(respond_with(), "v1")
         assert world.service.values() == {}
 
-    async def test_a_removal_that_fails_or_hangs_is_not_waited_for(
+    async def test_a_removal_that_fails_is_not_waited_for(self, world: Any, respond_with: Any) -> None:
+        """The order has its certificate; the job goes on alone."""
+        gate = asyncio.Event()
+        await world.records.put(respond_with(), "v1")
+        world.service.script["remove_txt"].extend([TransientError("503"), gate.wait])
+        async with asyncio.timeout(3):
+            await world.records.remove(respond_with(), "v1")
+        assert world.service.values() == {NAME: {"v1"}}
+        gate.set()
+        assert await taken_away(world)
+
+    async def test_a_removal_that_hangs_is_not_waited_for_long(
         self, world: Any, respond_with: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The order has its certificate; the job goes on alone."""
+        """Nor does it keep the next order from the name for ever."""
         monkeypatch.setattr(txt_records, "GONE_SECONDS", 0.01)
         gate = asyncio.Event()
-        for meets in (TransientError("503"), gate.wait):
-            await world.records.put(respond_with(), "v1")
-            world.service.script["remove_txt"].append(meets)
-            async with asyncio.timeout(3):
-                await world.records.remove(respond_with(), "v1")
-            gate.set()
-            assert await taken_away(world)
+        await world.records.put(respond_with(), "v1")
+        world.service.script["remove_txt"].append(gate.wait)
+        async with asyncio.timeout(3):
+            await world.records.remove(respond_with(), "v1")
+        gate.set()
+        assert await taken_away(world)
 
     async def test_the_handle_comes_back_with_its_value(self, world: Any, respond_with: Any) -> None:
         """Record ids that a service gave are asked for when it is taken away, in another process too."""
@@ -352,11 +405,15 @@ class TestTakingAway:
 
     async def test_values_of_one_write_go_with_one_request(self, world: Any, respond_with: Any) -> None:
         """As they came."""
-        responses = [respond_with(order_id="o", token=f"t{n}") for n in range(10)]
-        await asyncio.gather(*(world.records.put(each, f"v {each.token}") for each in responses))
-        await asyncio.gather(*(world.records.remove(each, f"v {each.token}") for each in responses))
+        await written_together(world, respond_with, 10)
+        gate = asyncio.Event()
+        world.service.script["remove_txt"].append(gate.wait)
+        for number in range(10):
+            await world.records.release(f"o{number}:t")
+        await world.until(lambda: world.service.asked("remove_txt"))
+        gate.set()
         assert await taken_away(world)
-        assert len(world.service.asked("remove_txt")) < 10
+        assert len(world.service.asked("remove_txt")) <= 5
 
 
 class TestDying:
@@ -599,6 +656,29 @@ class TestSeeing:
         assert report.seconds > 0
         await world.records.remove(respond_with(), "v1")
         assert world.records.reports("order_1") == ()
+
+    async def test_a_report_that_says_failed_is_not_overtaken_by_the_name_s_other_value(
+        self, world: Any, name_servers: Any, respond_with: Any
+    ) -> None:
+        """The other one is still waiting when the order ends: what stays in the order must tell why."""
+        name_servers.shows["192.0.2.2"] = "absent"
+
+        async def let_the_other_look() -> None:
+            seen = len(name_servers.looks)
+            await world.until(lambda: len(name_servers.looks) > seen + 2)
+
+        name_servers.before_bogus = let_the_other_look
+        override = PropagationOverride(timeout=10_000)
+        place = await world.records.place(NAME, None, override)
+        first = asyncio.create_task(world.records.put(respond_with(token="a"), "va"))
+        await journalled(world, "order_1:a")
+        second = asyncio.create_task(world.records.write_and_see(place, "vw", "order_1:w", "order_1", "example.test"))
+        with pytest.raises(DnsPropagationTimeout):
+            await first
+        second.cancel()
+        await asyncio.wait({second})
+        (report,) = world.records.reports("order_1")
+        assert report.status == "failed"
 
     async def test_the_provider_s_own_signal_comes_first_and_is_not_the_last_word(
         self, dns_world: Any, name_servers: Any, respond_with: Any

@@ -88,7 +88,7 @@ class Demo:
                 pass
             return await self.child.wait()
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         assert self.child is not None
         self.child.send_signal(number)
 
@@ -96,7 +96,7 @@ class Demo:
         """Whether it has ended; if not, here comes the signal once more."""
         assert self.child is not None
         if self.child.returncode is None:
-            self.child.send_signal(number)
+            self.send(number)
         return self.child.returncode is not None
 
     @property
@@ -226,7 +226,7 @@ async def test_kept_running_it_can_be_reached_as_it_says(
 
     await until(is_valid, "the order is valid")
     await client.close()
-    demo.signal(signal.SIGINT)
+    demo.send(signal.SIGINT)
     assert await demo.end() == 0, demo.text
     await require_clean()
 
@@ -265,7 +265,7 @@ async def test_without_pebble_it_falls_back_and_says_so(
     await demo.start(path=str(tmp_path))
     await demo.until_line("CA")
     assert "the built-in development CA (Pebble is not installed)" in demo.text
-    demo.signal(signal.SIGINT)
+    demo.send(signal.SIGINT)
     assert await demo.end() == 130, demo.text
     await require_clean()
 
