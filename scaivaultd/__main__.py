@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,14 @@ from scaivaultd.model.errors import StartupError, StorageUnavailable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from structlog.typing import FilteringBoundLogger
+
+    from scaivaultd.daemon import Daemon
     from scaivaultd.settings import Mistake, Settings
 
 EX_CONFIG = 78
 FILES_MAX = 65_536
+HELD_UP_SECONDS = 2.0
 DEFAULT_CONFIG = Path("/etc/scaivaultd/scaivaultd.toml")
 
 _config_option = click.option(
@@ -47,16 +52,7 @@ def serve(config_file: Path) -> None:
     """Run the daemon in the foreground until SIGTERM or SIGINT."""
     settings = _settings(config_file)
     _raise_file_limit()
-    try:
-        asyncio.run(_serve(settings))
-    except* StartupError as errors:
-        error = errors.exceptions[0]
-        assert isinstance(error, StartupError)
-        click.echo(f"scaivaultd: {error}", err=True)
-        sys.exit(error.exit_code)
-    except* StorageUnavailable as errors:
-        click.echo(f"scaivaultd: {errors.exceptions[0]}", err=True)
-        sys.exit(os.EX_TEMPFAIL)
+    sys.exit(asyncio.run(_serve(settings)))
 
 
 @main.command("check-config")
@@ -108,7 +104,7 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings) -> int:
     from scaivaultd import logs
     from scaivaultd.daemon import Daemon
 
@@ -119,7 +115,44 @@ async def _serve(settings: Settings) -> None:
         loop.add_signal_handler(number, daemon.stop)
     # Its default would end us without a word when a terminal closes; a new configuration needs a restart.
     loop.add_signal_handler(signal.SIGHUP, lambda: log.warning("daemon.no_reload", advice="restart to reload"))
-    await daemon.run()
+    code = 1
+    try:
+        code = await _exit_code_of(daemon)
+    finally:
+        if await _is_held_up(log):
+            # All that is ours is closed. Python would wait for the rest, and the service manager with it.
+            if sys.exc_info()[0] is not None:
+                traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(code)
+    return code
+
+
+async def _exit_code_of(daemon: Daemon) -> int:
+    code = 0
+    try:
+        await daemon.run()
+    except* StartupError as errors:
+        error = errors.exceptions[0]
+        assert isinstance(error, StartupError)
+        click.echo(f"scaivaultd: {error}", err=True)
+        code = error.exit_code
+    except* StorageUnavailable as errors:
+        click.echo(f"scaivaultd: {errors.exceptions[0]}", err=True)
+        code = os.EX_TEMPFAIL
+    return code
+
+
+async def _is_held_up(log: FilteringBoundLogger) -> bool:
+    """Whether a plugin's task goes on though it is cancelled, or a thread is stuck in a call without an end."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    threads = asyncio.create_task(asyncio.get_running_loop().shutdown_default_executor(), name="threads")
+    _, pending = await asyncio.wait({*tasks, threads}, timeout=HELD_UP_SECONDS)
+    if pending:
+        log.warning("daemon.held_up", tasks=sorted(task.get_name() for task in pending))
+    return bool(pending)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,10 @@ T = TypeVar("T")
 MARGIN_SECONDS = 300.0
 DEFAULT_LIFETIME_SECONDS = 3600.0
 REFUSALS = frozenset({400, 401, 403})
+# Codes that come with status 400, though nothing is wrong with the request (RFC 6749 section 4.1.2.1, and Google's).
+PASSING_CODES = frozenset({"internal_failure", "server_error", "temporarily_unavailable"})
+# How long a token that still lasts is used before another try to renew it.
+RENEW_AGAIN_SECONDS = 30.0
 
 
 class AccessToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +65,7 @@ class TokenCache:
         self._lock = asyncio.Lock()
         self._token: Secret | None = None
         self._renew_at = 0.0
+        self._expires_at = 0.0
         # A task waits for one answer at a time, so this tells which token was refused: when many requests
         # are refused at once, the first fetches a new one and the others take that.
         self._handed: WeakKeyDictionary[asyncio.Task[Any], Secret] = WeakKeyDictionary()
@@ -83,12 +88,21 @@ class TokenCache:
         return {"Authorization": f"Bearer {token.reveal()}"}
 
     async def _renew(self, refused: bool) -> Secret:
-        self._token = None
-        fetched = await self._fetch(refused)
+        if refused or self._clock.monotonic() >= self._expires_at:
+            self._token = None
+        try:
+            fetched = await self._fetch(refused)
+        except TransientError:
+            if self._token is None:
+                raise
+            # The old one lasts for some minutes, and the endpoint may be back by then.
+            self._renew_at = min(self._clock.monotonic() + RENEW_AGAIN_SECONDS, self._expires_at)
+            return self._token
         lifetime = fetched.lifetime_seconds
         # Some tokens live no longer than the margin: those are renewed at half of their life.
         margin = MARGIN_SECONDS if lifetime > MARGIN_SECONDS else lifetime / 2
-        self._renew_at = self._clock.monotonic() + lifetime - margin
+        self._expires_at = self._clock.monotonic() + lifetime
+        self._renew_at = self._expires_at - margin
         self._token = fetched.secret
         return fetched.secret
 
@@ -134,9 +148,11 @@ def token_from(answer: HttpAnswer, clock: Clock) -> AccessToken:
     )
 
 
-def refused_token(answer: HttpAnswer, hint: str = "") -> ProviderAuthError:
+def refused_token(answer: HttpAnswer, hint: str = "") -> ProviderError:
     """What a token endpoint says no with (RFC 6749 section 5.2), and what helps."""
     code, description = error_and_description(answer)
+    if code in PASSING_CODES:
+        return TransientError(f"the token endpoint is not available ({code}: {description})")
     said = ": ".join(part for part in (code, description) if part) or f"HTTP {answer.status}"
     return ProviderAuthError(f"no access token: {said}{f' ({hint})' if hint else ''}")
 

@@ -18,6 +18,7 @@ from scaivaultd.plugin import (
     DnsProvider,
     DnsProviderKind,
     Handle,
+    LostAnswer,
     PermanentError,
     PluginContext,
     TransientError,
@@ -180,12 +181,15 @@ class AzureDns:
         Raises:
             Conflict: its etag is another one by now.
             LostAnswer: nobody knows whether it was done.
+            ZoneNotFound: the zone itself is not there.
         """
         unchanged = {"If-None-Match": "*"} if wanted.etag is None else {"If-Match": wanted.etag}
         answer = await self._write("PUT", path, unchanged, json=wanted.as_body())
         if answer.status == 404:
             _require_zone(answer)
-            raise azure_error(answer)
+            # A set need not be there to be put; whatever the code, it is something above it.
+            raise ZoneNotFound(f"the zone is not there: {azure_error(answer).detail}")
+        _decoded(answer, _FoundSet)
 
     async def delete(self, path: str, etag: str) -> None:
         """Delete the set; one that is gone is no error.
@@ -226,16 +230,7 @@ class AzureDnsProvider:
 
     async def find_zone(self, name: str) -> Zone:
         """See `DnsProvider`."""
-        zones = [_zone(each) for each in await self._zones() if each.is_public]
-        for candidate in candidates(name):
-            fitting = [zone for zone in zones if zone.name == candidate]
-            if len(fitting) > 1:
-                return await delegated_zone(
-                    fitting, self._settings.propagation_resolvers, "set `resource_group` to that of the one to be used"
-                )
-            if fitting:
-                return fitting[0]
-        raise ZoneNotFound(f"no public zone {self._scope} holds {name}; it has {len(zones)}")
+        return await self._dns.repeated(lambda: self._zone_of(name))
 
     async def add_txt(self, zone: Zone, name: str, values: Sequence[str], ttl: int) -> Handle:
         """See `DnsProvider`; nothing has to be remembered."""
@@ -280,6 +275,18 @@ class AzureDnsProvider:
             else:
                 return
         await self._look()
+
+    async def _zone_of(self, name: str) -> Zone:
+        zones = [_zone(each) for each in await self._zones() if each.is_public]
+        for candidate in candidates(name):
+            fitting = [zone for zone in zones if zone.name == candidate]
+            if len(fitting) > 1:
+                return await delegated_zone(
+                    fitting, self._settings.propagation_resolvers, "set `resource_group` to that of the one to be used"
+                )
+            if fitting:
+                return fitting[0]
+        raise ZoneNotFound(f"no public zone {self._scope} holds {name}; it has {len(zones)}")
 
     async def _look(self) -> None:
         if self._settings.resource_group is not None and self._settings.zone_name is not None:
@@ -346,7 +353,8 @@ def _decoded(answer: HttpAnswer, form: type[T]) -> T:
     try:
         return msgspec.json.decode(answer.body, type=form, strict=False)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise TransientError(
+        # What was done is as open as when there is no answer; a gateway's page can come with 200.
+        raise LostAnswer(
             f"Azure answers with HTTP {answer.status} and a body that is not what its API describes"
         ) from None
 

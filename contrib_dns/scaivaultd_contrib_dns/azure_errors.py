@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from scaivaultd.plugin import Conflict, PermanentError, ProviderAuthError, ProviderError, RateLimited, TransientError
+from scaivaultd.plugin import Conflict, PermanentError, ProviderAuthError, ProviderError, RateLimited
 from scaivaultd.plugin.http import HttpAnswer, error_by_status
 from scaivaultd_contrib_dns.access_tokens import error_and_description, refused_token
 
@@ -64,9 +64,7 @@ def code_and_message(answer: HttpAnswer) -> tuple[str, str]:
 
 def token_refusal(answer: HttpAnswer) -> ProviderError:
     """What the token service says no with: its words, and what helps."""
-    code, description = error_and_description(answer)
-    if code == "temporarily_unavailable":
-        return TransientError(f"the token service is not available ({description})")
+    _, description = error_and_description(answer)
     return refused_token(answer, _hint(description))
 
 

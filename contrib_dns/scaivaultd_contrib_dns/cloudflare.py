@@ -365,8 +365,8 @@ LIMITS = """\
   five minutes. Adding a value takes two requests, removing it two, finding the zone one for each label of the name.
 - TTL: at least 60 seconds. Records that are at the name already give theirs to new ones.
 - Each plan allows a number of records in a zone; beyond it Cloudflare refuses new ones with a quota error.
-- Zones whose status is not `active` do not answer in DNS: the daemon warns (`cloudflare.zone_not_active`) and goes
-  on.
+- Zones whose status is not `active` do not answer in DNS: the daemon warns (`cloudflare.zone_not_active`), and takes
+  an active one above, if there is one.
 """
 
 TROUBLESHOOTING = """\

@@ -107,8 +107,12 @@ class Envelope(msgspec.Struct, Generic[T], frozen=True):
 
     success: bool | None = None
     errors: list[Fault | None] | None = None
-    result: T | None = None
+    result: T | msgspec.UnsetType | None = msgspec.UNSET
     result_info: Paging | None = None
+
+    def given(self) -> T | None:
+        """What was asked for; None as well where the answer is silent about it."""
+        return None if isinstance(self.result, msgspec.UnsetType) else self.result
 
 
 class CloudflareApi:
@@ -127,12 +131,12 @@ class CloudflareApi:
         answer = await self.http.call("GET", "/zones", query={**filters, "page": 1, "per_page": ZONES_PER_PAGE})
         envelope = _decoded(answer, Envelope[list[ZoneEntry | None]])
         total = envelope.result_info.total_count if envelope.result_info else None
-        return len(_present(envelope.result)) if total is None else int(total)
+        return len(_present(envelope.given())) if total is None else int(total)
 
     async def zone(self, zone_id: str) -> ZoneEntry | None:
         """One zone; None when there is none of that id."""
         answer = await self.http.call("GET", f"/zones/{quoted(zone_id)}", accept={404})
-        return None if answer.status == 404 else _decoded(answer, Envelope[ZoneEntry]).result
+        return None if answer.status == 404 else _decoded(answer, Envelope[ZoneEntry]).given()
 
     async def txt_records(self, zone_id: str, name: str) -> list[RecordEntry] | None:
         """All TXT records of exactly this name; None when the zone is not there."""
@@ -149,7 +153,7 @@ class CloudflareApi:
     async def some_records(self, zone_id: str, count: int) -> list[RecordEntry]:
         """The first few records of a zone, of any type."""
         answer = await self.http.call("GET", _records_path(zone_id), query={"page": 1, "per_page": count})
-        return _present(_decoded(answer, Envelope[list[RecordEntry | None]]).result)
+        return _present(_listed(_decoded(answer, Envelope[list[RecordEntry | None]])))
 
     async def create_txt(self, zone_id: str, name: str, value: str, ttl: int) -> RecordEntry:
         """Make one record; `ttl` in seconds.
@@ -161,7 +165,7 @@ class CloudflareApi:
         record = {"type": "TXT", "name": name, "content": f'"{value}"', "ttl": ttl, "comment": COMMENT}
         answer = await self.http.call("POST", _records_path(zone_id), json=record, repeatable=False)
         try:
-            created = _decoded(answer, Envelope[RecordEntry]).result
+            created = _decoded(answer, Envelope[RecordEntry]).given()
         except TransientError as error:
             raise LostAnswer(error.detail, error.retry_after) from None
         return created or RecordEntry()
@@ -172,7 +176,7 @@ class CloudflareApi:
             answer = await self.http.call("GET", f"{_records_path(zone_id)}/{quoted(record_id)}")
         except PermanentError:
             return None
-        return _decoded(answer, Envelope[RecordEntry]).result
+        return _decoded(answer, Envelope[RecordEntry]).given()
 
     async def delete(self, zone_id: str, record_id: str) -> None:
         """Delete one record; one that is gone is no error."""
@@ -185,7 +189,7 @@ class CloudflareApi:
     async def token(self) -> TokenEntry:
         """What the service says of the token."""
         answer = await self.http.call("GET", "/user/tokens/verify")
-        return _decoded(answer, Envelope[TokenEntry]).result or TokenEntry()
+        return _decoded(answer, Envelope[TokenEntry]).given() or TokenEntry()
 
     async def _records(self, zone_id: str, filters: Mapping[str, str]) -> list[RecordEntry] | None:
         shape = Envelope[list[RecordEntry | None]]
@@ -204,11 +208,16 @@ class CloudflareApi:
         longest = 0
         for page in range(1, PAGES_MAX + 1):
             query: dict[str, str | int] = {**filters, "page": page, "per_page": size}
-            answer = await self.http.call("GET", path, query=query, accept={404})
-            if answer.status == 404:
+            try:
+                answer = await self.http.call("GET", path, query=query, accept={404})
+            except PermanentError:
+                if page == 1:
+                    raise
+                break  # behind the last page, asked for because nothing tells which that is
+            if not answer.ok:
                 return None if page == 1 else list(found.values())
             envelope = _decoded(answer, shape)
-            entries, before = envelope.result or [], len(found)
+            entries, before = _listed(envelope) or [], len(found)
             found.update({str(each.id): each for each in _present(entries) if each.id})
             is_last = envelope.result_info.is_last(page, len(found)) if envelope.result_info else None
             if len(found) == before or is_last or (is_last is None and len(entries) < longest):
@@ -294,6 +303,17 @@ def _decoded(answer: HttpAnswer, shape: type[Envelope[T]]) -> Envelope[T]:
     if envelope.success is False:
         raise _error_of(answer, envelope)
     return envelope
+
+
+def _listed(envelope: Envelope[list[E | None]]) -> list[E | None] | None:
+    """The entries of a list; an answer that is silent about them does not say that there are none.
+
+    Raises:
+        LostAnswer: it is silent.
+    """
+    if isinstance(envelope.result, msgspec.UnsetType):
+        raise LostAnswer("Cloudflare answers something else than documented (no `result`)")
+    return envelope.result
 
 
 def _present(entries: Iterable[T | None] | None) -> list[T]:

@@ -25,6 +25,7 @@ T = TypeVar("T")
 PER_PAGE = 200
 PAGES_MAX = 1000
 NO_DOMAIN_STATUS = frozenset({400, 404, 422})
+NO_PAGE_STATUS = frozenset({400, 404, 422})
 
 # The API's documents. Every member may be missing or null: only what a decision needs is looked at.
 
@@ -63,11 +64,17 @@ class Record(msgspec.Struct, frozen=True):
     ttl: int | None = None
 
 
-class Page(msgspec.Struct, frozen=True):
-    """A list of domains or of records."""
+class Found(msgspec.Struct, frozen=True):
+    """One domain."""
 
-    domains: list[Domain | None] | None = None
-    domain_records: list[Record | None] | None = None
+    domain: Domain | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A list: it has one of the first two members."""
+
+    domains: list[Domain | None] | msgspec.UnsetType | None = msgspec.UNSET
+    domain_records: list[Record | None] | msgspec.UnsetType | None = msgspec.UNSET
     links: Links | None = None
     meta: Total | None = None
 
@@ -96,13 +103,13 @@ class DigitalOceanApi:
         """Whether the account has a domain of exactly this name."""
         # What cannot be a domain's name may be refused as such.
         answer = await self.http.call("GET", f"/domains/{quoted(name)}", accept=NO_DOMAIN_STATUS)
-        return answer.ok
+        return answer.ok and _said(answer, _decoded(answer, Found).domain) is not None
 
     async def domains(self) -> list[str]:
         """The names of all domains."""
         found: list[str] = []
         async for page in self._pages("/domains", {}):
-            found += [normal_name(each.name) for each in page.domains or () if each and each.name]
+            found += [normal_name(each.name) for each in _present(page.domains) if each.name]
         return found
 
     async def domain_count(self) -> int:
@@ -110,14 +117,14 @@ class DigitalOceanApi:
         answer = await self.http.call("GET", "/domains", query={"page": 1, "per_page": 1})
         page = _decoded(answer, Page)
         total = page.meta.total if page.meta else None
-        return len(page.domains or ()) if total is None else total
+        return len(_present(page.domains)) if total is None else total
 
     async def txt_records(self, domain: str, name: str) -> list[Record] | None:
         """All TXT records of a complete name; None when the domain is not there."""
         found: dict[str, Record] = {}
         try:
             async for page in self._pages(_records_path(domain), {"type": "TXT", "name": name}):
-                found.update({str(each.id): each for each in page.domain_records or () if each and each.id})
+                found.update({str(each.id): each for each in _present(page.domain_records) if each.id})
         except PermanentError as error:
             if error.code != "not_found":
                 raise
@@ -152,11 +159,12 @@ class DigitalOceanApi:
         seen: set[str] = set()
         for number in range(1, PAGES_MAX + 1):
             query: dict[str, str | int] = {**filters, "page": number, "per_page": PER_PAGE}
-            # The domain was there for the first page: of a later one a 404 says that the list is at its end.
-            answer = await self.http.call("GET", path, query=query, accept={404} if number > 1 else set())
+            # A page behind the last one, asked for because nothing tells which that is, may be refused.
+            answer = await self.http.call("GET", path, query=query, accept=NO_PAGE_STATUS if number > 1 else set())
             if not answer.ok:
                 return
             page = _decoded(answer, Page)
+            _said(answer, page.domain_records if page.domains is msgspec.UNSET else page.domains)
             yield page
             before = len(seen)
             seen.update(_marks(page))
@@ -214,10 +222,25 @@ def _decoded(answer: HttpAnswer, shape: type[T]) -> T:
         raise LostAnswer(f"DigitalOcean answers something else than documented (HTTP {answer.status})") from None
 
 
+def _said(answer: HttpAnswer, member: T | msgspec.UnsetType) -> T:
+    """What was asked for; an answer that is silent about it does not say that there is none.
+
+    Raises:
+        LostAnswer: it is silent.
+    """
+    if isinstance(member, msgspec.UnsetType):
+        raise LostAnswer(f"DigitalOcean answers something else than documented (HTTP {answer.status})")
+    return member
+
+
+def _present(entries: list[T | None] | msgspec.UnsetType | None) -> list[T]:
+    return [] if isinstance(entries, msgspec.UnsetType) else [each for each in entries or () if each is not None]
+
+
 def _marks(page: Page) -> Iterator[str]:
     """What tells the entries of a page apart."""
-    yield from (str(each.id) for each in page.domain_records or () if each and each.id)
-    yield from (normal_name(each.name) for each in page.domains or () if each and each.name)
+    yield from (str(each.id) for each in _present(page.domain_records) if each.id)
+    yield from (normal_name(each.name) for each in _present(page.domains) if each.name)
 
 
 def _goes_on(page: Page, seen: int) -> bool:

@@ -18,10 +18,10 @@ from scaivaultd.plugin import (
     DnsProvider,
     DnsProviderKind,
     Handle,
+    LostAnswer,
     PermanentError,
     PluginContext,
     ProviderAuthError,
-    TransientError,
     Zone,
     ZoneNotFound,
     candidates,
@@ -33,7 +33,7 @@ from scaivaultd.plugin.http import HttpAnswer, HttpApi, open_api, quoted
 from scaivaultd_contrib_dns import google_texts
 from scaivaultd_contrib_dns.access_tokens import TokenCache
 from scaivaultd_contrib_dns.delegation import delegated_zone
-from scaivaultd_contrib_dns.google_errors import google_error
+from scaivaultd_contrib_dns.google_errors import CNAME_IN_THE_WAY, google_error
 from scaivaultd_contrib_dns.google_settings import GoogleSettings
 from scaivaultd_contrib_dns.google_tokens import Source, open_source
 
@@ -162,6 +162,7 @@ class CloudDns:
         Raises:
             Conflict: a deletion does not match what is there, or an addition exists.
             LostAnswer: nobody knows whether it was done.
+            PermanentError: a CNAME stands at the name.
         """
         parts = {"additions": additions, "deletions": deletions}
         answer = await self._api.call(
@@ -173,7 +174,10 @@ class CloudDns:
             accept={404, 409, 412},
         )
         if not answer.ok:
-            raise Conflict(f"another writer changed the record set meanwhile ({google_error(answer).detail})")
+            error = google_error(answer)
+            if isinstance(error, PermanentError) and error.code == CNAME_IN_THE_WAY:
+                raise error
+            raise Conflict(f"another writer changed the record set meanwhile ({error.detail})")
         return _decoded(answer, _Change)
 
     async def change_status(self, zone: str, change: str) -> str | None:
@@ -201,21 +205,7 @@ class GoogleCloudDns:
 
     async def find_zone(self, name: str) -> Zone:
         """See `DnsProvider`."""
-        if self._settings.managed_zone is not None:
-            return await self._configured_zone(self._settings.managed_zone, name)
-        for candidate in candidates(name):
-            zones = [
-                _zone(each)
-                for each in await self._listed(candidate)
-                if each.is_public and normal_name(each.dns_name) == candidate
-            ]
-            if len(zones) > 1:
-                return await delegated_zone(
-                    zones, self._settings.propagation_resolvers, "set `managed_zone` to the one to be used"
-                )
-            if zones:
-                return zones[0]
-        raise ZoneNotFound(f"project {await self._dns.project()} has no public managed zone that holds {name}")
+        return await self._dns.repeated(lambda: self._zone_of(name))
 
     async def add_txt(self, zone: Zone, name: str, values: Sequence[str], ttl: int) -> Handle:
         """See `DnsProvider`; the handle names the change."""
@@ -256,6 +246,23 @@ class GoogleCloudDns:
             await self._writable_zone(self._settings.managed_zone)
         else:
             await self._listed(None, page_size=1)
+
+    async def _zone_of(self, name: str) -> Zone:
+        if self._settings.managed_zone is not None:
+            return await self._configured_zone(self._settings.managed_zone, name)
+        for candidate in candidates(name):
+            zones = [
+                _zone(each)
+                for each in await self._listed(candidate)
+                if each.is_public and normal_name(each.dns_name) == candidate
+            ]
+            if len(zones) > 1:
+                return await delegated_zone(
+                    zones, self._settings.propagation_resolvers, "set `managed_zone` to the one to be used"
+                )
+            if zones:
+                return zones[0]
+        raise ZoneNotFound(f"project {await self._dns.project()} has no public managed zone that holds {name}")
 
     async def _edit(self, zone: Zone, name: str, ttl: int, edited: Callable[[RecordSet], RecordSet]) -> str | None:
         """Bring the set into the wished state; returns the id of the change, None when there was nothing to do."""
@@ -331,7 +338,8 @@ def _decoded(answer: HttpAnswer, form: type[T]) -> T:
     try:
         return msgspec.json.decode(answer.body, type=form, strict=False)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise TransientError(
+        # What was done is as open as when there is no answer; a gateway's page can come with 200.
+        raise LostAnswer(
             f"Google answers with HTTP {answer.status} and a body that is not what its API describes"
         ) from None
 

@@ -33,7 +33,8 @@ def google_error(answer: HttpAnswer) -> ProviderError:
         return RateLimited(f"Google asks to slow down (HTTP {answer.status} {code}: {detail})")
     if CNAME_IN_THE_WAY in reasons:
         return PermanentError(
-            f"a CNAME stands at the name, so no TXT record can: set follow_cname to true, or remove it ({detail})", code
+            f"a CNAME stands at the name, so no TXT record can: set follow_cname to true, or remove it ({detail})",
+            CNAME_IN_THE_WAY,
         )
     return error_by_status(answer, detail, code)
 
@@ -58,7 +59,8 @@ def _message(answer: HttpAnswer) -> str:
     if not isinstance(error, dict):
         return ""
     text = error.get("message")
-    first = next((each for each in error.get("errors") or () if isinstance(each, dict)), {})
+    errors = error.get("errors")
+    first = next((each for each in errors if isinstance(each, dict)), {}) if isinstance(errors, list) else {}
     return " ".join(str(text or first.get("message") or "").split())[:400]
 
 

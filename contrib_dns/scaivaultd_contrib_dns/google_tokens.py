@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from scaivaultd.plugin import (
     PermanentError,
@@ -133,7 +134,7 @@ class ServiceAccountKey:
         }
         answer = await ask_token_endpoint(token_uri, form, self._settings, self._context)
         if not answer.ok:
-            raise refused_token(answer, self._hint(answer))
+            raise _throttled(answer) or refused_token(answer, self._hint(answer))
         return token_from(answer, self._context.clock)
 
     async def project(self) -> str | None:
@@ -204,7 +205,7 @@ class MetadataServer:
                 "this machine has no service account: attach one, or give service_account_json_path"
             )
         if not answer.ok:
-            raise refused_token(answer)
+            raise _throttled(answer) or refused_token(answer)
         return token_from(answer, self._context.clock)
 
     async def project(self) -> str | None:
@@ -218,6 +219,12 @@ class MetadataServer:
             # A captive portal, or somebody who wants to be asked with what comes next.
             raise ProviderAuthError(f"what answers at {api.root} is no metadata server of Google")
         return answer
+
+
+def _throttled(answer: HttpAnswer) -> ProviderError | None:
+    """Google says by 403, too, that it is asked too often."""
+    error = google_error(answer)
+    return error if isinstance(error, TransientError) else None
 
 
 class DefaultCredentials:
@@ -269,7 +276,7 @@ class GeneratedToken(msgspec.Struct, frozen=True, rename="camel"):
     """An answer of `generateAccessToken`."""
 
     access_token: str
-    expire_time: datetime
+    expire_time: Annotated[datetime, Meta(tz=True)]
 
     def __repr__(self) -> str:
         return "GeneratedToken(...)"

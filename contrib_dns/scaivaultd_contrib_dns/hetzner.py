@@ -183,11 +183,10 @@ class HetznerProvider:
 
     async def _settle(self, zone: Zone, relative: str, wanted: Callable[[RecordSet | None], Change | None]) -> None:
         """Do what is wanted of a set, again if its answer is lost or the zone is locked, and wait until it is done."""
-        # One change runs in a zone at a time; the service answers others with 423. Ours wait in a queue for it
-        # instead of using up their tries against each other.
+        # One change runs in a zone at a time; the service answers others with 423 until its action is done. Ours wait
+        # in a queue for it instead of using up their tries against each other.
         async with self._turns.setdefault(_key(zone), asyncio.Lock()):
-            action = await self._api.http.repeated(partial(self._look_and_change, zone, relative, wanted))
-        await self._finished(action)
+            await self._finished(await self._api.http.repeated(partial(self._look_and_change, zone, relative, wanted)))
 
     async def _look_and_change(
         self, zone: Zone, relative: str, wanted: Callable[[RecordSet | None], Change | None]
@@ -231,7 +230,7 @@ class HetznerProvider:
                 raise TransientError(f"Hetzner's action {action.id} is not done after {ACTION_SECONDS:.0f} s")
             await self._clock.sleep(pause * (0.75 + self._fraction() / 2))
             pause = min(pause * 2, ACTION_LONGEST_PAUSE_SECONDS)
-            action = await self._api.action(str(action.id))
+            action = await self._api.http.repeated(partial(self._api.action, str(action.id)))
         if action is not None and action.status == "error":
             raise error_of_action(action.error)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,6 +18,8 @@ from scaivaultd.plugin import (
     ZoneNotFound,
 )
 from scaivaultd.plugin.http import HttpAnswer, HttpApi, error_by_status, quoted
+
+T = TypeVar("T")
 
 COMMENT = "ACME challenge, removed when validated"
 NO_ZONE_STATUS = frozenset({400, 404, 422})
@@ -95,9 +97,9 @@ class ListMeta(msgspec.Struct, frozen=True):
 class Document(msgspec.Struct, frozen=True):
     """Any answer: each has one of these members."""
 
-    zone: ZoneEntry | None = None
+    zone: ZoneEntry | msgspec.UnsetType | None = msgspec.UNSET
     zones: list[ZoneEntry | None] | None = None
-    rrset: RecordSet | None = None
+    rrset: RecordSet | msgspec.UnsetType | None = msgspec.UNSET
     action: Action | None = None
     error: Fault | None = None
     meta: ListMeta | None = None
@@ -125,7 +127,7 @@ class HetznerApi:
         """The zone of exactly this name; None when the project has none."""
         # What cannot be a zone's name may be refused as such.
         answer = await self.http.call("GET", f"/zones/{quoted(name)}", accept=NO_ZONE_STATUS)
-        return _decoded(answer).zone if answer.ok else None
+        return _said(answer, _decoded(answer).zone) if answer.ok else None
 
     async def zone_count(self) -> int:
         """How many zones the project has, as far as one short answer tells."""
@@ -137,7 +139,7 @@ class HetznerApi:
     async def txt_set(self, zone: str, relative: str) -> RecordSet | None:
         """The TXT record set of a relative name; None when it, or the zone, is not there."""
         answer = await self.http.call("GET", _set_path(zone, relative), accept={404})
-        return _decoded(answer).rrset if answer.ok else None
+        return _said(answer, _decoded(answer).rrset) if answer.ok else None
 
     async def change(self, zone: str, relative: str, change: Change) -> Action | None:
         """Ask for a change, and return the action that carries it out.
@@ -240,6 +242,17 @@ def _decoded(answer: HttpAnswer) -> Document:
         return msgspec.json.decode(answer.body, type=Document, strict=False)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise LostAnswer(f"Hetzner answers something else than documented (HTTP {answer.status})") from None
+
+
+def _said(answer: HttpAnswer, member: T | msgspec.UnsetType) -> T:
+    """What was asked for; an answer that is silent about it does not say that there is none.
+
+    Raises:
+        LostAnswer: it is silent.
+    """
+    if isinstance(member, msgspec.UnsetType):
+        raise LostAnswer(f"Hetzner answers something else than documented (HTTP {answer.status})")
+    return member
 
 
 def _set_path(zone: str, relative: str) -> str:

@@ -7,11 +7,13 @@ what it does not want without a word (RFC 2136 section 3.4.2.2).
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
+import dns.exception
 import dns.message
 import dns.name
 import dns.rcode
@@ -112,6 +114,11 @@ class Rfc2136Settings(ProviderSettings, frozen=True, kw_only=True, forbid_unknow
             raise ValueError("`tsig_algorithm` is of no use without `tsig_key_name` and `tsig_secret_path`")
         if self.zone is not None and self.zones:
             raise ValueError("give `zone` or `zones`, not both")
+        for host in filter(None, (self.server, self.query_server)):
+            if not _is_host(host):
+                raise ValueError("`server` and `query_server` are host names or addresses, without port or scheme")
+        for zone in self.all_zones:
+            _require_zone_name(zone)
 
     @property
     def all_zones(self) -> tuple[str, ...]:
@@ -350,6 +357,24 @@ class Rfc2136Provider:
         if self._settings.key_references:
             return f"with the TSIG key {self._settings.tsig_key_name or 'of the key file'}, which it knows"
         return "without a TSIG key"
+
+
+def _is_host(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return text.isprintable() and not set(text) & set(" :/[]@")
+    return True
+
+
+def _require_zone_name(zone: str) -> None:
+    try:
+        dns.name.from_text(zone)
+    except dns.exception.DNSException as error:
+        raise ValueError(f"{zone[:80]!r} is no zone: {error}") from None
+    # `*` and white space may stand in a name, but nobody means it.
+    if not zone.isascii() or not zone.isprintable() or set(zone) & set(" *\\"):
+        raise ValueError(f"{zone[:80]!r} is no zone: give its name in ASCII (`xn--...`), without `*`")
 
 
 def _zone_told(answer: Message, name: str) -> str | None:

@@ -130,18 +130,16 @@ class Zones:
                 return zone
         public = [each for each in await self._api.zones_named(name) if not each.is_private]
         if len(public) > 1:
-            zone: Zone | None = await self._delegated(name, public)
+            found: Zone | None = await self._delegated(name, public)
         else:
-            zone = Zone(name=name, id=public[0].id) if public else None
-        self._remember(name, zone)
-        return zone
+            found = Zone(name=name, id=public[0].id) if public else None
+        self._remember(name, found)
+        return found
 
     async def _delegated(self, name: str, public: Sequence[HostedZone]) -> Zone:
         """The one of several public zones of a name that the world asks."""
         try:
-            zones = [
-                Zone(name=name, id=each.id, name_servers=await self._api.name_servers(each.id)) for each in public
-            ]
+            zones = [Zone(name=name, id=each.id, name_servers=await self._api.name_servers(each.id)) for each in public]
         except AccessDenied as denied:
             ids = ", ".join(each.id for each in public)
             raise PermanentError(
@@ -220,7 +218,7 @@ class Route53:
             poll.in_sync = await self._api.is_in_sync(change_id)
             if not poll.in_sync:
                 await self._context.clock.sleep(pause * (1 + self._context.fraction() / 4))
-                pause = min(pause * 1.5, POLL_SECONDS)
+                pause = min(pause * 1.15, POLL_SECONDS)
 
     def _adding(
         self, zone: Zone, name: str, values: Sequence[str], ttl: int

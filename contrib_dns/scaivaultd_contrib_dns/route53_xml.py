@@ -95,7 +95,7 @@ def parse(body: bytes) -> ElementTree.Element:
 
 def zone_page(body: bytes) -> ZonePage:
     """A reply of ListHostedZonesByName."""
-    root = parse(body)
+    root = _listing(body, "HostedZones")
     more = _flag(root, "IsTruncated")
     return ZonePage(
         zones=tuple(_zone(each) for each in _children(root, "HostedZones")),
@@ -117,7 +117,7 @@ def hosted_zone(body: bytes) -> HostedZone:
 
 def record_page(body: bytes) -> RecordPage:
     """A reply of ListResourceRecordSets."""
-    root = parse(body)
+    root = _listing(body, "ResourceRecordSets")
     more = _flag(root, "IsTruncated")
     return RecordPage(
         sets=tuple(_record_set(each) for each in _children(root, "ResourceRecordSets")),
@@ -179,6 +179,14 @@ def change_batch(changes: Sequence[Change]) -> bytes:
 def plain_name(name: str) -> str:
     r"""A name as we compare it: escapes such as `\052` are octal here, unlike in RFC 1035."""
     return normal_name(re.sub(r"\\([0-3][0-7]{2})", lambda match: chr(int(match[1], 8)), name))
+
+
+def _listing(body: bytes, members: str) -> ElementTree.Element:
+    # A gateway's page can be XML, too; taken for an empty list it says that there is nothing left to remove.
+    root = parse(body)
+    if _child(root, members) is None:
+        raise TransientError(f"the service's answer has no {members}")
+    return root
 
 
 def _zone(element: ElementTree.Element) -> HostedZone:

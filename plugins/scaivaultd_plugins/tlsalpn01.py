@@ -32,8 +32,8 @@ class TlsAlpn01Solver:
         """Let the listener show the certificate for the identifier.
 
         Raises:
-            SolverError: there is no listener, nobody can ask for the identifier by TLS, or no certificate can be made at
-                the moment.
+            SolverError: there is no listener, nobody can ask for the identifier by TLS, or no certificate can be made
+                at the moment.
         """
         try:
             self._responses.put(response.identifier, response.key_authorization)

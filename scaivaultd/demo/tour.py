@@ -8,21 +8,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import signal
 import sys
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from scaivaultd.demo.tour_acts import by_dns01, by_http01, by_tlsalpn01, register
 from scaivaultd.demo.tour_caller import connect
+from scaivaultd.demo.tour_ending import Ending, Interrupted
 from scaivaultd.demo.tour_farewell import explain
-from scaivaultd.demo.tour_stage import DemoFailed, alive, set_up
+from scaivaultd.demo.tour_stage import DemoFailed, set_up
+
+if TYPE_CHECKING:
+    from scaivaultd.demo.tour_stage import Stage
 
 EX_FAILED = 1
 EX_INTERRUPTED = 130
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(*, keep: bool, ca: str) -> int:
@@ -44,7 +46,7 @@ def _outcome(folder: Path, *, keep: bool, ca: str) -> int:
     try:
         asyncio.run(_tour(folder, keep=keep, ca=ca))
     # KeyboardInterrupt: before or after the loop had its handlers. A broken pipe: nobody watches any more.
-    except (asyncio.CancelledError, KeyboardInterrupt, BrokenPipeError):
+    except (Interrupted, KeyboardInterrupt, BrokenPipeError):
         _tell("\nInterrupted.", sys.stderr)
         return EX_INTERRUPTED
     except (DemoFailed, TimeoutError, OSError) as error:
@@ -54,43 +56,24 @@ def _outcome(folder: Path, *, keep: bool, ca: str) -> int:
 
 
 async def _tour(folder: Path, *, keep: bool, ca: str) -> None:
-    ending = _Ending(asyncio.current_task())
+    ending = Ending()
     async with AsyncExitStack() as stack:
-        # The loop's handlers end with it, and who presses Ctrl-C once more is to find no folder either.
-        stack.callback(signal.pthread_sigmask, signal.SIG_BLOCK, ENDINGS)
-        stage, daemon = await set_up(folder, ca, stack)
-        async with alive(daemon):
-            caller = await connect(stage.nats_login()["url"], stack)
-            account_id = await register(caller, stage)
-            await by_http01(caller, stage, account_id)
-            await by_tlsalpn01(caller, stage, account_id)
-            await by_dns01(caller, stage, account_id)
-            explain(stage, account_id, keep=keep)
-            if keep:
-                await ending.wait()
+        # Last of all, so that who presses Ctrl-C once more finds no folder either.
+        stack.callback(ending.be_deaf)
+        stage, daemon = await ending.or_result(set_up(folder, ca, stack))
+        await ending.or_result(_acts(stage, stack, keep=keep), daemon)
+        if keep:
+            with contextlib.suppress(Interrupted):
+                await ending.or_result(asyncio.Event().wait(), daemon)
 
 
-class _Ending:
-    """Ctrl-C, a kill, a closed terminal: the first ends the run, where it is; those that follow find it ending."""
-
-    def __init__(self, task: asyncio.Task[Any] | None) -> None:
-        self._task = task
-        self._waiting: asyncio.Event | None = None
-        self._has_come = False
-        for number in ENDINGS:
-            asyncio.get_running_loop().add_signal_handler(number, self._come)
-
-    async def wait(self) -> None:
-        """Wait for it: from now on it is no interruption."""
-        self._waiting = asyncio.Event()
-        await self._waiting.wait()
-
-    def _come(self) -> None:
-        if self._waiting is not None:
-            self._waiting.set()
-        elif not self._has_come and self._task is not None:
-            self._task.cancel()
-        self._has_come = True
+async def _acts(stage: Stage, stack: AsyncExitStack, *, keep: bool) -> None:
+    caller = await connect(stage.nats_login()["url"], stack)
+    account_id = await register(caller, stage)
+    await by_http01(caller, stage, account_id)
+    await by_tlsalpn01(caller, stage, account_id)
+    await by_dns01(caller, stage, account_id)
+    explain(stage, account_id, keep=keep)
 
 
 def _tell(text: str, stream: TextIO) -> None:

@@ -21,6 +21,8 @@ async def register(caller: Caller, stage: Stage) -> str:
         "pki.acme.accounts.create", name="demo", provider="custom", directory_url=stage.directory_url
     )
     say("account", f"{account['id']} is {account['status']}")
+    # An event follows its commit a moment later; here it belongs to this chapter.
+    await caller.event("account.created", account["id"])
     return str(account["id"])
 
 

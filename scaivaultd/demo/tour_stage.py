@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import signal
 import sys
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,7 +18,6 @@ from scaivaultd.demo.tour_page import say
 from scaivaultd.model.clock import SystemRandomness
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from contextlib import AsyncExitStack
     from pathlib import Path
 
@@ -31,7 +28,6 @@ NAME_SERVERS = ("127.0.0.1", "127.0.0.2")
 LAG_SECONDS = 1.5
 TSIG_KEY_NAME = "demo-key"
 STOP_SECONDS = 10.0
-WATCH_SECONDS = 0.2
 LAST_LINES = 5
 LINE_MAX = 400
 
@@ -151,44 +147,14 @@ async def _start_daemon(stage: Stage, ca: _Ca, stack: AsyncExitStack) -> Process
 
     async def is_ready() -> bool:
         if not daemon.is_alive():
-            raise _ended(daemon)
+            raise ended(daemon)
         return '"daemon.ready"' in daemon.log
 
     await until(is_ready, "the daemon is ready")
     return daemon
 
 
-@asynccontextmanager
-async def alive(daemon: Process) -> AsyncIterator[None]:
-    """What happens here ends with the daemon.
-
-    Raises:
-        DemoFailed: it ended; with its last words.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    watching = asyncio.create_task(_cancel_at_end_of(daemon, task))
-    try:
-        yield
-    except asyncio.CancelledError:
-        if watching.done() and task.uncancel() == 0:
-            raise _ended(daemon) from None
-        raise
-    except DemoFailed as error:
-        if not daemon.is_alive():
-            raise _ended(daemon) from error
-        raise
-    finally:
-        watching.cancel()
-
-
-async def _cancel_at_end_of(daemon: Process, task: asyncio.Task[Any]) -> None:
-    while daemon.is_alive():  # noqa: ASYNC110 - a child has no event, and a thread would outlive us
-        await asyncio.sleep(WATCH_SECONDS)
-    task.cancel()
-
-
-def _ended(daemon: Process) -> DemoFailed:
+def ended(daemon: Process) -> DemoFailed:
     last_words = "\n".join(line[:LINE_MAX] for line in daemon.log.splitlines()[-LAST_LINES:])
     return DemoFailed(f"the daemon ended; its last words were:\n{last_words}")
 

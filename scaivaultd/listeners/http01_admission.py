@@ -110,10 +110,10 @@ class Admission(Generic[Client]):
         return next(iter(self._lingering or self._unfinished or self._networks)) if self._is_full else None
 
     def _oldest_of(self, neighbours: Mapping[Client, None]) -> Client:
-        for waiting in (self._lingering, self._unfinished):
-            if found := [each for each in neighbours if each in waiting]:
-                return min(found, key=waiting.__getitem__)
-        return next(iter(neighbours))
+        # Of the others just the oldest: were those spared who have said all, they could fill the whole share, and put out
+        # everybody who comes after them before it is read.
+        oldest = next(iter(neighbours))
+        return next((each for each in neighbours if each in self._lingering), oldest)
 
     @property
     def _is_full(self) -> bool:
@@ -121,8 +121,12 @@ class Admission(Generic[Client]):
 
     def renew(self, client: Client, now: float) -> None:
         """The client's time begins anew, and it is the youngest again."""
-        if self._unfinished.pop(client, None) is not None:
-            self._unfinished[client] = now + self._limits.patience_seconds
+        if self._unfinished.pop(client, None) is None:
+            return
+        self._unfinished[client] = now + self._limits.patience_seconds
+        if (network := self._networks[client]) is not None:
+            neighbours = self._of_network[network]
+            neighbours[client] = neighbours.pop(client)
 
     def attend(self, client: Client) -> None:
         """The client has said all it must; whoever serves it now limits its time."""

@@ -53,8 +53,8 @@ Reason = Literal[
 
 # A handshake costs about half a millisecond: between two such handfuls everybody else has a turn.
 _BEGUN_AT_ONCE = 4
-# Who stalls longer than this has to go when somebody waits for the place.
-_FAIR_SECONDS = 1.0
+# Who stalls longer than this has to go when somebody waits for the place: enough for two ways around the earth.
+_FAIR_SECONDS = 0.5
 _ESTABLISHED = 1  # include/net/tcp_states.h
 
 
@@ -83,13 +83,13 @@ class TlsAlpn01Limits(msgspec.Struct, frozen=True, kw_only=True):
     the wait is part of `handshake_seconds`.
     """
 
-    connections: int = 512
+    connections: int = 1024
     per_network: int = 128
     unfinished: int = 256
     hello_bytes: int = 16 * 1024
     hello_seconds: float = 5.0
-    handshakes: int = 256
-    waiting: int = 128
+    handshakes: int = 512
+    waiting: int = 96
     handshake_seconds: float = 5.0
 
     @property
@@ -291,33 +291,31 @@ class TlsAlpn01Listener:
 
     def _begin_some(self) -> None:
         self._is_beginning = False
-        for _ in range(_BEGUN_AT_ONCE):
-            if not self._is_a_turn():
-                return
-            self._begin_next()
+        left = _BEGUN_AT_ONCE
+        while left and self._is_a_turn():
+            left -= self._begin_next()
         self._begin_soon()
 
     def _is_a_turn(self) -> bool:
         """Whether somebody waits whose handshake may begin, if only in place of one of a larger crowd."""
-        return bool(self._waiting) and (
-            len(self._begun) < self._limits.handshakes or self._begun.count(self._next_name()) + 1 < self._largest()
-        )
+        if not self._waiting or len(self._begun) < self._limits.handshakes:
+            return bool(self._waiting)
+        return self._begun.count(self._next_name()) + 1 < self._begun.count(self._begun.largest())
 
     def _next_name(self) -> str:
         return self._waiting.least(self._begun.count)
 
-    def _largest(self) -> int:
-        return self._begun.count(self._begun.largest())
-
-    def _begin_next(self) -> None:
+    def _begin_next(self) -> bool:
+        """Begin the handshake whose turn it is; false when the client was gone, which costs nothing."""
         connection = self._waiting.oldest_of(self._next_name())
         if not _is_there(connection):
-            connection.abort()
             self.gone(connection)
-            return
+            connection.abort()
+            return False
         if len(self._begun) >= self._limits.handshakes:
             self._put_out(self._begun.oldest_of(self._begun.largest()), "crowded_out")
         self._begin(connection)
+        return True
 
     def _begin(self, connection: _Connection) -> None:
         assert connection.pending is not None

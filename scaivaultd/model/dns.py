@@ -91,7 +91,7 @@ class ServerVerdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         return self.answer in ("complete", "skipped")
 
 
-class PropagationReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class PropagationReport(msgspec.Struct, frozen=True, kw_only=True):
     """How far the values of one record name have come."""
 
     record_name: Annotated[str, Meta(description="The TXT name that is written: where the CNAMEs lead.")]

@@ -75,7 +75,11 @@ class Http01Responses(Protocol):
     """The daemon's own http-01 listener as a solver sees it (RFC 8555 section 8.3)."""
 
     def put(self, token: str, key_authorization: str) -> None:
-        """Answer for `token` from now on."""
+        """Answer for `token` from now on.
+
+        Raises:
+            ValueError: nobody can ask for it, or the daemon does not listen; the text is fit for the order.
+        """
         ...
 
     def remove(self, token: str) -> None:
@@ -87,7 +91,12 @@ class TlsAlpn01Responses(Protocol):
     """The daemon's own tls-alpn-01 listener as a solver sees it (RFC 8737, RFC 8738)."""
 
     def put(self, identifier: str, key_authorization: str) -> None:
-        """Show the challenge certificate for a name or address from now on, in place of any other for it."""
+        """Show the challenge certificate for a name or address from now on, in place of any other for it.
+
+        Raises:
+            ValueError: nobody can ask for it, or the daemon does not listen; the text is fit for the order.
+            OSError: no descriptors or memory are left at the moment.
+        """
         ...
 
     def remove(self, identifier: str) -> None:

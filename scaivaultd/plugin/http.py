@@ -249,7 +249,7 @@ class HttpApi:
 async def open_api(
     root: str, settings: ProviderSettings, context: PluginContext, *, authorize: Authorize, error_from: ErrorFrom
 ) -> AsyncIterator[HttpApi]:
-    """An `HttpApi` with sessions of its own.
+    """An `HttpApi` with a session of its own.
 
     Raises:
         PermanentError: the root is no https URL; http is taken for loopback addresses only.

@@ -385,7 +385,7 @@ def require_resolvers(texts: Sequence[str], pointer: str) -> None:
     if len(texts) > RESOLVERS_MAX:
         raise _invalid(pointer, "too_many", f"{len(texts)} resolvers; at most {RESOLVERS_MAX} are asked")
     for place, text in enumerate(texts):
-        require_resolver(text, f"{pointer}/{place}")
+        require_resolver(text if text.isprintable() else "", f"{pointer}/{place}")
 
 
 def _zones(texts: Sequence[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import traceback
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,7 +47,7 @@ T = TypeVar("T")
 CALL_SECONDS = 180.0
 """One call with all its retries."""
 OPEN_SECONDS = 30.0
-CLOSE_SECONDS = 10.0
+CLOSE_SECONDS = 5.0
 CALLS_AT_ONCE = 8
 ZONE_CACHE_SECONDS = 600.0
 ZONE_CACHE_MAX = 1000
@@ -57,6 +58,8 @@ RETRY_AFTER_MAX_SECONDS = 86400.0
 TEXT_MAX = 2000
 """A stranger's words go into orders and events, which have to fit a message."""
 HANDLE_MAX = 64 << 10
+_PASTED = re.compile(r"Invalid enum value '.{20,}'", re.DOTALL)
+"""So long a word may be a secret in the wrong member, and refusals are logged."""
 
 
 class OpenProvider:
@@ -348,7 +351,12 @@ class ProviderPool:
 
     def settings_of(self, kind: DnsProviderKind, config: Mapping[str, Any]) -> ProviderSettings:
         """Decode a config; raises `msgspec.ValidationError`, or ValueError of a kind's own checks."""
-        return msgspec.convert(dict(config), kind.settings)
+        try:
+            return msgspec.convert(dict(config), kind.settings)
+        except msgspec.ValidationError as error:
+            raise msgspec.ValidationError(
+                _PASTED.sub("Invalid enum value (not repeated: it is long)", str(error))
+            ) from None
 
     def kind_of(self, record: Record) -> DnsProviderKind:
         """The kind of a provider; raises DnsProviderError when its plugin is not there."""

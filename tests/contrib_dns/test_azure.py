@@ -298,6 +298,16 @@ async def test_every_change_is_told_to_the_dns_that_a_ca_asks(rig: AzureRig) -> 
     assert told == [(NAME, (ONE,)), (NAME, ())]
 
 
+@pytest.mark.parametrize("body", [b"<html>", b"", b"null", b'{"value": ['])
+@pytest.mark.parametrize("where", ["^GET .*dnszones$", "^GET .*/TXT/", "^PUT"])
+async def test_an_answer_that_cannot_be_read_is_asked_for_again(rig: AzureRig, where: str, body: bytes) -> None:
+    """Gateways answer 200 in the service's place; believing them loses the value, giving up loses the order."""
+    rig.server.fail("status", where=where, status=200, body=body)
+    async with opened(rig) as provider:
+        await provider.add_txt(await provider.find_zone(NAME), NAME, [ONE], 60)
+    assert await rig.values(NAME) == [ONE]
+
+
 # Errors
 
 
@@ -314,6 +324,7 @@ def error_body(code: str, *, flat: bool = False) -> bytes:
         (403, "AuthorizationFailed", ProviderAuthError, "role assignment is missing"),
         (404, "ParentResourceNotFound", ZoneNotFound, "zone is not there"),
         (404, "ResourceGroupNotFound", ZoneNotFound, "zone is not there"),
+        (404, "ResourceNotFound", ZoneNotFound, "zone is not there"),
         (404, "SubscriptionNotFound", PermanentError, "check subscription_id"),
         (409, "ScopeLocked", PermanentError, "keep_record_set"),
         (409, "Conflict", Conflict, "another writer"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 from scaivaultd_contrib_dns.cloudflare import KIND
 
@@ -114,7 +115,7 @@ async def test_an_active_zone_is_preferred_and_a_private_one_never_taken(api: Ap
 @pytest.mark.parametrize("status", ["pending", "moved"])
 async def test_a_zone_that_is_not_active_is_warned_of(api: ApiRig, server: FakeCloudflare, status: str) -> None:
     """Otherwise the order just times out, and nobody knows why."""
-    server.zones[-1].status = status
+    server.zones = [CloudflareZone("4" * 31 + "0", "dns.example.com", status=status)]
     log = RecordingLog()
     async with open_provider(api, log=log) as provider:
         assert (await provider.find_zone(NAME)).name == "dns.example.com"
@@ -387,3 +388,106 @@ async def test_check_of_a_configured_zone_needs_no_right_to_read_zones(api: ApiR
         assert isinstance(provider, Checkable)
         await provider.check()
     assert {each.method for each in server.seen} == {"GET"}
+
+
+@pytest.mark.parametrize("knows_name_filter", [True, False])
+async def test_an_active_zone_above_one_that_is_not_active_is_taken(
+    api: ApiRig, server: FakeCloudflare, knows_name_filter: bool
+) -> None:
+    """Until a zone is delegated to the service the world asks the one above it."""
+    server.knows_name_filter = knows_name_filter
+    server.zones[-1].status = "pending"
+    log = RecordingLog()
+    async with open_provider(api, log=log) as provider:
+        assert (await provider.find_zone(NAME)).name == "example.com"
+    assert any("zone_not_active" in each for each in log.lines)
+
+
+async def test_names_shown_in_unicode_are_the_same_names(api: ApiRig, server: FakeCloudflare) -> None:
+    """A zone would not be found, and a record that was just written be taken for one outside of it."""
+    server.zones = [CloudflareZone("4" * 31 + "0", "xn--bltter-cua.example")]
+    name = "_acme-challenge.xn--bltter-cua.example"
+    unicode = "bl\u00e4tter.example"
+    zone_document = {**server.zones[0].document(), "name": unicode}
+    body = msgspec.json.encode({"success": True, "result": [zone_document]})
+    server.fail("status", status=200, body=body, content_type="application/json", where="/zones$")
+    server.fail("status", status=200, body=body, content_type="application/json", where="/zones$")
+    async with open_provider(api) as provider:
+        zone = await provider.find_zone(name)
+        assert zone.name == "xn--bltter-cua.example"
+        record = {"id": "a" * 32, "name": f"_acme-challenge.{unicode}", "type": "TXT", "content": in_quotes(ONE)}
+        body = msgspec.json.encode({"success": True, "result": record})
+        server.fail("status", status=200, body=body, content_type="application/json", where="^POST ")
+        assert await provider.add_txt(zone, name, [ONE], 60) == {"ids": {ONE: "a" * 32}}
+    assert server.asked("DELETE") == []
+
+
+@pytest.mark.parametrize("status", [400, 404])
+async def test_a_page_behind_the_last_one_may_be_refused(api: ApiRig, server: FakeCloudflare, status: int) -> None:
+    """Without any total nobody knows which page is the last; that is no word about the zone."""
+    server.shows_paging, server.page_size = False, 1
+    for number in range(2):
+        server.put(NAME, in_quotes(txt_value(number)))
+    async with open_provider(api) as provider:
+        zone = await provider.find_zone(NAME)
+        server.odd_page_status = status
+        await provider.remove_txt(zone, NAME, [txt_value(1)], None)
+    assert server.txt_values(NAME) == [txt_value(0)]
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>maintenance</html>", b"{}", b'{"errors":null}'])
+async def test_a_list_that_says_nothing_is_asked_for_again(api: ApiRig, server: FakeCloudflare, body: bytes) -> None:
+    """Taken for an empty one it would leave a value behind for ever, or hide a zone."""
+    server.put(NAME, in_quotes(ONE))
+    async with open_provider(api) as provider:
+        server.fail("status", status=200, body=body, content_type="application/json")
+        zone = await provider.find_zone(NAME)
+        assert zone.name == "dns.example.com"
+        server.fail("status", status=200, body=body, content_type="application/json")
+        await provider.remove_txt(zone, NAME, [ONE], None)
+    assert server.records == []
+
+
+async def test_a_record_that_has_another_name_by_now_is_left_alone(api: ApiRig, server: FakeCloudflare) -> None:
+    """The list of our name does not show it, so its id has to be looked at before it is believed."""
+    async with open_provider(api) as provider:
+        zone = await provider.find_zone(NAME)
+        handle = await provider.add_txt(zone, NAME, [ONE], 60)
+        server.records[0].name = "theirs.dns.example.com"
+        await provider.remove_txt(zone, NAME, [ONE], handle)
+    assert server.txt_values("theirs.dns.example.com") == [ONE]
+
+
+async def test_a_service_that_keeps_no_connections_is_written_to(api: ApiRig, server: FakeCloudflare) -> None:
+    """A write on a connection that was closed a moment ago is lost, each time anew; so writes get one of their own."""
+    server.keeps_connections = False
+    async with open_provider(api, max_retries=0) as provider:
+        zone = await provider.find_zone(NAME)
+        for value in (ONE, TWO):
+            await provider.add_txt(zone, NAME, [value], 60)
+    assert server.txt_values(NAME) == [ONE, TWO]
+
+
+async def test_a_token_that_the_service_repeats_is_in_no_text(api: ApiRig, server: FakeCloudflare) -> None:
+    """Messages of the service are shown as they are, but for this."""
+    body = b'{"success":false,"errors":[{"code":9109,"message":"no such token: %s"}]}' % TOKEN.encode()
+    server.fail("status", times=9, status=403, body=body, content_type="application/json")
+    async with open_provider(api) as provider:
+        with pytest.raises(ProviderAuthError, match="no such token") as caught:
+            await provider.find_zone(NAME)
+    assert TOKEN not in caught.value.detail
+
+
+async def test_throttling_behind_the_first_page_does_not_cut_a_list_off(api: ApiRig, server: FakeCloudflare) -> None:
+    """It may come as a 400, which otherwise says that there is no such page."""
+    server.shows_paging, server.page_size = False, 1
+    for number in range(3):
+        server.put(NAME, in_quotes(txt_value(number)))
+    async with open_provider(api) as provider:
+        zone = await provider.find_zone(NAME)
+        ok = msgspec.json.encode({"success": True, "result": [server.records[0].document()]})
+        server.fail("status", status=200, body=ok, content_type="application/json", where="GET .*/dns_records$")
+        busy = msgspec.json.encode({"success": False, "errors": [{"code": 971, "message": "throttled"}]})
+        server.fail("status", status=400, body=busy, content_type="application/json", where="GET .*/dns_records$")
+        await provider.remove_txt(zone, NAME, [txt_value(2)], None)
+    assert server.txt_values(NAME) == [txt_value(0), txt_value(1)]

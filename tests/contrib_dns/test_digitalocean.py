@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 from scaivaultd_contrib_dns.digitalocean import KIND
@@ -246,3 +247,63 @@ async def test_a_secret_that_can_be_no_token_is_refused_by_reference(api: ApiRig
             await provider.find_zone(NAME)
     assert "two words" not in caught.value.detail
     assert server.seen == []
+
+
+@pytest.mark.parametrize("status", [200, 400, 404])
+async def test_a_list_that_does_not_say_how_long_it_is_is_read_to_its_end(
+    api: ApiRig, server: FakeDigitalOcean, status: int
+) -> None:
+    """And a page behind the last one may be refused: that is no word about the domain."""
+    server.page_size, server.odd_page_status = 1, status
+    server.shows_links = server.shows_meta = False
+    for number in range(4):
+        server.put(NAME, txt_value(number))
+    async with open_provider(api) as provider:
+        await provider.remove_txt(await provider.find_zone(NAME), NAME, [txt_value(3)], None)
+    assert server.txt_values(NAME) == [txt_value(number) for number in range(3)]
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>maintenance</html>", b"{}"])
+async def test_an_answer_that_says_nothing_is_asked_for_again(
+    api: ApiRig, server: FakeDigitalOcean, body: bytes
+) -> None:
+    """Taken for a domain it would be one that is none, taken for an empty list it would leave a value behind."""
+    server.put(NAME, ONE)
+    async with open_provider(api) as provider:
+        server.fail("status", status=200, body=body, content_type="application/json")
+        zone = await provider.find_zone(NAME)
+        assert zone.name == "dns.example.com"
+        server.fail("status", status=200, body=body, content_type="application/json")
+        await provider.remove_txt(zone, NAME, [ONE], None)
+    assert server.records == []
+
+
+async def test_a_record_that_has_another_name_by_now_is_left_alone(api: ApiRig, server: FakeDigitalOcean) -> None:
+    """The list of our name does not show it, so its id has to be looked at before it is believed."""
+    async with open_provider(api) as provider:
+        zone = await provider.find_zone(NAME)
+        handle = await provider.add_txt(zone, NAME, [ONE], 60)
+        server.records[0].name = "theirs"
+        await provider.remove_txt(zone, NAME, [ONE], handle)
+    assert server.txt_values("theirs.dns.example.com") == [ONE]
+
+
+async def test_a_service_that_keeps_no_connections_is_written_to(api: ApiRig, server: FakeDigitalOcean) -> None:
+    """A write on a connection that was closed a moment ago is lost, each time anew."""
+    server.keeps_connections = False
+    async with open_provider(api, max_retries=0) as provider:
+        zone = await provider.find_zone(NAME)
+        for value in (ONE, TWO):
+            await provider.add_txt(zone, NAME, [value], 60)
+    assert server.txt_values(NAME) == [ONE, TWO]
+
+
+async def test_a_date_without_a_zone_is_waited_for(api: ApiRig, server: FakeDigitalOcean) -> None:
+    """Dates of HTTP are UTC, also in the old form that does not say so (RFC 9110 section 5.6.7)."""
+    clock = JumpingClock()
+    moment = clock.now() + timedelta(seconds=20)
+    headers = {"Retry-After": moment.strftime("%a %b %d %H:%M:%S %Y")}
+    server.fail("status", status=503, headers=headers)
+    async with open_provider(api, clock=clock) as provider:
+        await provider.find_zone(NAME)
+    assert 15 < clock.pauses[0] <= 20

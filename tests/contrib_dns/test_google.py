@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, cast
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
-import dns.message
-import dns.rrset
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -38,6 +35,7 @@ from scaivaultd.plugin.testing import (
     open_provider,
 )
 from tests.fakes.google import OTHER_ACCOUNT, PROJECT, FakeGoogle, txt_set
+from tests.fakes.name_server import name_server
 
 NAME = "_acme-challenge.www.sub.example.org"
 ZONE = Zone(name="sub.example.org", id="sub-zone")
@@ -174,34 +172,6 @@ async def test_a_configured_zone_that_cannot_be_used_is_told(rig: GoogleRig, man
             await provider.find_zone(NAME)
 
 
-class NameServer(asyncio.DatagramProtocol):
-    """Answers every question with one NS set."""
-
-    def __init__(self, *servers: str) -> None:
-        self._servers = servers
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.DatagramTransport", transport)
-
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        query = dns.message.from_wire(data)
-        answer = dns.message.make_response(query, recursion_available=True)
-        answer.answer.append(dns.rrset.from_text(query.question[0].name, 60, "IN", "NS", *self._servers))
-        self._transport.sendto(answer.to_wire(), addr)
-
-
-@asynccontextmanager
-async def name_server(*servers: str) -> AsyncIterator[str]:
-    """A name server at the address that is yielded."""
-    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-        lambda: NameServer(*servers), local_addr=("127.0.0.1", 0)
-    )
-    try:
-        yield "127.0.0.1:{}".format(transport.get_extra_info("sockname")[1])
-    finally:
-        transport.close()
-
-
 @pytest.mark.parametrize("delegated", ["ns-cloud-b2.googledomains.com.", "ns.elsewhere.example."])
 async def test_of_two_public_zones_the_delegated_one_is_used_or_none(rig: GoogleRig, delegated: str) -> None:
     """A half-finished move leaves two zones of one name; values in the wrong one are never seen."""
@@ -265,6 +235,16 @@ async def test_a_change_whose_answer_is_lost_is_not_sent_again(rig: GoogleRig) -
     async with opened(rig) as provider:
         await provider.add_txt(ZONE, NAME, [ONE], 60)
     assert len(rig.server.asked("changes$")) == 1
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"", b"null", b'{"rrsets": ['])
+@pytest.mark.parametrize("where", ["managedZones$", "rrsets$", "changes$"])
+async def test_an_answer_that_cannot_be_read_is_asked_for_again(rig: GoogleRig, where: str, body: bytes) -> None:
+    """Gateways answer 200 in the service's place; believing them loses the value, giving up loses the order."""
+    rig.server.fail("status", where=where, status=200, body=body)
+    async with opened(rig) as provider:
+        await provider.add_txt(await provider.find_zone(NAME), NAME, [ONE], 60)
+    assert await rig.values(NAME) == [ONE]
 
 
 @pytest.mark.parametrize("lost", ["412", "404", "409"])
@@ -344,6 +324,7 @@ async def test_waiting_ends_when_the_change_is_done(rig: GoogleRig) -> None:
         (403, "userRateLimitExceeded", RateLimited, "slow down"),
         (403, "quotaExceeded", RateLimited, "slow down"),
         (400, "cnameResourceRecordSetConflict", PermanentError, "CNAME stands at the name"),
+        (409, "cnameResourceRecordSetConflict", PermanentError, "CNAME stands at the name"),
         (400, "invalid", PermanentError, "invalid"),
         (503, "backendError", TransientError, "backendError"),
     ],
@@ -371,7 +352,15 @@ async def test_a_missing_right_to_list_names_the_way_out(rig: GoogleRig) -> None
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"error": null}', b'{"error": "flat"}', b"[]", b"\xff", b'{"error": {"errors": [1]}}']
+    "body",
+    [
+        b'{"error": null}',
+        b'{"error": "flat"}',
+        b"[]",
+        b"\xff",
+        b'{"error": {"errors": [1]}}',
+        b'{"error": {"errors": 5}}',
+    ],
 )
 async def test_odd_error_bodies_fall_back_to_the_status(rig: GoogleRig, body: bytes) -> None:
     """Front ends answer in formats of their own."""

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from scaivaultd_contrib_dns.google import GoogleCloudDns, scaivaultd_dns_providers
 from scaivaultd_contrib_dns.google_settings import GoogleSettings
 
-from scaivaultd.plugin import PermanentError, ProviderAuthError, Zone
+from scaivaultd.plugin import PermanentError, ProviderAuthError, TransientError, Zone
 from scaivaultd.plugin.testing import FixedSecrets, JumpingClock, RotatedSecrets, everything_about, make_context
 from tests.fakes.google import FakeGoogle
 
@@ -267,6 +267,40 @@ async def test_a_gateways_answer_in_place_of_a_token_is_asked_again(opened: Open
     opened.server.fail("status", where="/token", status=502)
     async with opened(service_account_json_path=PATH) as provider:
         assert (await provider.find_zone(NAME)).id == "zone"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, {"error": "internal_failure"}),
+        (400, {"error": "temporarily_unavailable", "error_description": "Later."}),
+        (403, {"error": {"code": 403, "errors": [{"reason": "rateLimitExceeded"}], "message": "Slow down."}}),
+        (403, {"error": {"code": 403, "status": "RESOURCE_EXHAUSTED", "message": "Slow down."}}),
+    ],
+)
+async def test_a_busy_token_endpoint_is_no_refusal(opened: Opened, status: int, body: Mapping[str, Any]) -> None:
+    """Its status looks like one; taken so, a busy minute at Google fails the order for good."""
+    details = {"status": status, "body": json.dumps(body).encode(), "content_type": "application/json"}
+    opened.server.fail("status", times=3, where="/token", **details)
+    async with opened(service_account_json_path=PATH) as provider:
+        assert (await provider.find_zone(NAME)).id == "zone"
+    assert opened.secrets.forgotten == []
+
+
+async def test_a_token_that_still_lasts_outlives_a_failing_endpoint(opened: Opened) -> None:
+    """Five minutes are left for the endpoint to come back; it is not asked by every request meanwhile."""
+    async with opened(service_account_json_path=PATH, max_retries=0) as provider:
+        await provider.find_zone(NAME)
+        await opened.clock.sleep(3599 - 200)
+        opened.server.fail("status", times=2, where="/token", status=503)
+        await provider.find_zone(NAME)
+        await provider.find_zone(NAME)
+        assert len(opened.server.asked("/token")) == 2
+        await opened.clock.sleep(200)
+        with pytest.raises(TransientError):
+            await provider.find_zone(NAME)
+        await provider.find_zone(NAME)
+    assert opened.server.token_requests == 2
 
 
 async def test_refusals_are_told_in_the_services_words(opened: Opened) -> None:

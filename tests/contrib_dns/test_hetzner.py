@@ -392,3 +392,117 @@ async def test_check_looks_at_the_configured_zone(api: ApiRig, server: FakeHetzn
         with pytest.raises(ZoneNotFound):
             await provider.check()
     assert {each.method for each in server.seen} == {"GET"}
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"error":{"code":"locked","message":"x"}}', b"", b"<html>", b'{"error":null}'], ids=str
+)
+async def test_a_lock_is_waited_for_longer_than_a_fault(api: ApiRig, server: FakeHetzner, body: bytes) -> None:
+    """Nothing is broken: somebody else is at work in the zone. The status alone says so, too."""
+    server.fail("status", times=8, status=423, body=body, content_type="application/json", where="POST")
+    async with open_provider(api, max_retries=1) as provider:
+        await provider.add_txt(await provider.find_zone(NAME), NAME, [ONE], 60)
+    assert server.txt_values(NAME) == [ONE]
+
+
+async def test_a_lock_that_stays_is_told_as_one_that_may_go(api: ApiRig, server: FakeHetzner) -> None:
+    """The host comes back later."""
+    server.fail("status", times=999, status=423, body=b"", where="POST")
+    clock = JumpingClock()
+    async with open_provider(api, clock=clock) as provider:
+        zone = await provider.find_zone(NAME)
+        with pytest.raises(TransientError, match="busy with another change"):
+            await provider.add_txt(zone, NAME, [ONE], 60)
+    assert sum(clock.pauses) < 60
+
+
+async def test_changes_of_a_zone_wait_for_a_long_action_of_another_one(api: ApiRig, server: FakeHetzner) -> None:
+    """The zone is locked by ourselves, for as long as the action takes."""
+    server.locked_zones, server.polls = True, 20
+    names = [NAME, "_acme-challenge.mail.example.com"]
+    async with open_provider(api, max_retries=0) as provider:
+        zone = await provider.find_zone(NAME)
+        async with asyncio.TaskGroup() as tasks:
+            for name in names:
+                tasks.create_task(provider.add_txt(zone, name, [ONE], 60))
+    assert [server.txt_values(name) for name in names] == [[ONE], [ONE]]
+    assert len(server.asked("POST")) == 2
+
+
+@pytest.mark.parametrize("status", [409, 422])
+@pytest.mark.parametrize("body", [b"", b"<html>", b'{"error":{"code":7,"message":{}}}'], ids=str)
+async def test_a_refusal_without_words_is_looked_at_as_well(
+    api: ApiRig, server: FakeHetzner, status: int, body: bytes
+) -> None:
+    """The status is enough to doubt it."""
+    server.put(NAME, in_quotes(ONE))
+    server.hidden_once.add("_acme-challenge.www")
+    server.fail("status", status=status, body=body, content_type="application/json", where="POST")
+    async with open_provider(api) as provider:
+        await provider.add_txt(await provider.find_zone(NAME), NAME, [ONE], 60)
+    assert server.txt_values(NAME) == [ONE]
+
+
+async def test_a_duplicate_that_is_not_shown_yet_is_looked_for_again(api: ApiRig, server: FakeHetzner) -> None:
+    """Another program's action is under way: refused as being there already, and shown when that is done."""
+    server.fail("status", status=404, times=3, body=b"{}", content_type="application/json", where="GET .*/rrsets/")
+    server.put(NAME, in_quotes(ONE))
+    clock = JumpingClock()
+    async with open_provider(api, clock=clock) as provider:
+        await provider.add_txt(await provider.find_zone(NAME), NAME, [ONE], 60)
+    assert server.txt_values(NAME) == [ONE]
+    assert len(server.asked("POST")) == 1
+    assert clock.pauses == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("code", ["token_readonly", "", "new_code"])
+async def test_any_403_is_a_matter_of_rights(api: ApiRig, server: FakeHetzner, code: str) -> None:
+    """But for the codes that say otherwise; a token for reading has a code of its own."""
+    body = b'{"error":{"code":"%s","message":"no"}}' % code.encode()
+    server.fail("status", times=9, status=403, body=body, content_type="application/json", where="POST")
+    async with open_provider(api) as provider:
+        zone = await provider.find_zone(NAME)
+        with pytest.raises(ProviderAuthError, match="Read & Write"):
+            await provider.add_txt(zone, NAME, [ONE], 60)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>maintenance</html>", b"{}"])
+async def test_an_answer_that_says_nothing_is_asked_for_again(api: ApiRig, server: FakeHetzner, body: bytes) -> None:
+    """Taken for a zone it would be one that is none, taken for an empty set it would leave a value behind."""
+    server.put(NAME, in_quotes(ONE))
+    async with open_provider(api) as provider:
+        server.fail("status", status=200, body=body, content_type="application/json")
+        zone = await provider.find_zone(NAME)
+        assert zone.name == "example.com"
+        server.fail("status", status=200, body=body, content_type="application/json")
+        await provider.remove_txt(zone, NAME, [ONE], None)
+    assert server.sets == {}
+
+
+async def test_a_zone_that_is_null_is_none(api: ApiRig, server: FakeHetzner) -> None:
+    """The next name upwards is asked for."""
+    server.fail("status", status=200, body=b'{"zone":null}', content_type="application/json")
+    async with open_provider(api) as provider:
+        assert (await provider.find_zone(NAME)).name == "example.com"
+
+
+async def test_a_service_that_keeps_no_connections_is_written_to(api: ApiRig, server: FakeHetzner) -> None:
+    """A write on a connection that was closed a moment ago is lost, each time anew."""
+    server.keeps_connections = False
+    async with open_provider(api, max_retries=0) as provider:
+        zone = await provider.find_zone(NAME)
+        for value in (ONE, TWO):
+            await provider.add_txt(zone, NAME, [value], 60)
+    assert server.txt_values(NAME) == [ONE, TWO]
+
+
+@pytest.mark.parametrize("status", [200, 409])
+async def test_an_action_that_is_answered_for_oddly_is_asked_for_again(
+    api: ApiRig, server: FakeHetzner, status: int
+) -> None:
+    """The change is under way; one odd answer says nothing about it."""
+    body = b"<html>" if status == 200 else b'{"error":{"code":"conflict","message":"busy"}}'
+    server.fail("status", status=status, body=body, content_type="application/json", where="/actions/1$")
+    async with open_provider(api) as provider:
+        await provider.add_txt(await provider.find_zone(NAME), NAME, [ONE], 60)
+    assert len(server.asked("/actions/1$")) == 2

@@ -310,12 +310,27 @@ async def test_a_look_that_is_refused_after_the_update_proves_nothing() -> None:
         ({"tsig_key_name": "key", "tsig_secret_path": "secret", "tsig_algorithm": "hmac-sha3"}, "Invalid enum value"),
         ({"transport": "tls"}, "Invalid enum value"),
         ({"port": 0}, ">= 1"),
+        ({"server": "ns.test:53"}, "without port or scheme"),
+        ({"server": "https://ns.test"}, "without port or scheme"),
+        ({"server": "ns test\0"}, "without port or scheme"),
+        ({"query_server": "[::1]:53"}, "without port or scheme"),
+        ({"zone": "*.a.test"}, "is no zone"),
+        ({"zone": "a b.test"}, "is no zone"),
+        ({"zone": "a..test"}, "is no zone"),
+        ({"zone": f"{'a' * 64}.test"}, "is no zone"),
+        ({"zones": ["a.test", "m\u00fcnchen.test"]}, "xn--"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], told: str) -> None:
-    """A half-configured key would mean unsigned updates."""
+def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], told: str) -> None:
+    """A half-configured key would mean unsigned updates, and a zone that is no name would hold nothing."""
     with pytest.raises(msgspec.ValidationError, match=told):
         msgspec.convert({"server": "ns.test", **settings}, KIND.settings)
+
+
+@pytest.mark.parametrize("server", ["ns.test", "192.0.2.1", "2001:db8::1", "[2001:db8::1]", "localhost", "_ns.test."])
+def test_servers_have_names_or_addresses(server: str) -> None:
+    """In every usual way of writing them."""
+    assert msgspec.convert({"server": server, "zone": "_acme.A.test."}, KIND.settings).server == server
 
 
 PASTED = f"""

@@ -12,7 +12,15 @@ import pytest
 from scaivaultd_contrib_dns import route53
 from scaivaultd_contrib_dns.route53_xml import RecordSet, change_batch, parse, zone_page
 
-from scaivaultd.plugin import DnsProvider, PermanentError, ProviderAuthError, TransientError, Zone, ZoneNotFound
+from scaivaultd.plugin import (
+    Checkable,
+    DnsProvider,
+    PermanentError,
+    ProviderAuthError,
+    TransientError,
+    Zone,
+    ZoneNotFound,
+)
 from scaivaultd.plugin.dns import DnsProviderKind, SignalsLive
 from scaivaultd.plugin.testing import (
     ONE,
@@ -26,6 +34,7 @@ from scaivaultd.plugin.testing import (
     everything_about,
     open_provider,
 )
+from tests.fakes.name_server import name_server
 from tests.fakes.route53 import FakeRoute53, FakeSet, throttling
 
 NAME = "_acme-challenge.www.example.org"
@@ -126,13 +135,24 @@ async def test_a_zone_behind_many_private_ones_of_its_name_is_found(rig: Route53
 
 
 async def test_two_public_zones_of_one_name_ask_for_the_id(rig: Route53Rig) -> None:
-    """Only one of them is delegated to; a guess would be wrong half of the time."""
+    """Only one of them is delegated to; a guess would be wrong half of the time. Here DNS cannot be asked."""
     rig.server.add_zone("Z5", "example.org")
-    async with opened(rig) as provider:
+    async with opened(rig, propagation_resolvers=["127.0.0.1:1"]) as provider:
         with pytest.raises(PermanentError, match=r"Z2, Z5.*hosted_zone_id"):
             await provider.find_zone(NAME)
     async with opened(rig, hosted_zone_id="/hostedzone/Z5") as provider:
         assert await provider.find_zone(NAME) == Zone(name="example.org", id="Z5")
+
+
+async def test_of_two_public_zones_the_delegated_one_is_used(rig: Route53Rig) -> None:
+    """A half-finished move leaves two zones of one name; values in the wrong one are never seen."""
+    rig.server.add_zone("Z5", "example.org").name_servers = ("ns-8.test.", "ns-9.test.")
+    async with name_server("ns-9.test.") as address, opened(rig, propagation_resolvers=[address]) as provider:
+        assert (await provider.find_zone(NAME)).id == "Z5"
+    rig.server.denied_operations = {"GetHostedZone"}
+    async with opened(rig) as provider:
+        with pytest.raises(PermanentError, match=r"Z2, Z5.*hosted_zone_id.*route53:GetHostedZone"):
+            await provider.find_zone(NAME)
 
 
 async def test_no_zone_is_told_as_such(rig: Route53Rig) -> None:
@@ -143,17 +163,32 @@ async def test_no_zone_is_told_as_such(rig: Route53Rig) -> None:
 
 
 @pytest.mark.parametrize("with_soa", [True, False], ids=["by-listing", "by-name"])
-async def test_a_configured_zone_needs_no_right_to_list_zones(rig: Route53Rig, with_soa: bool) -> None:
-    """The least rights are those on one zone."""
+@pytest.mark.parametrize("page_size", [1, 100])
+async def test_a_configured_zone_needs_no_right_to_list_zones(rig: Route53Rig, with_soa: bool, page_size: int) -> None:
+    """The least rights are those on one zone; its SOA record may be on a later page."""
+    rig.server.page_size = page_size
+    rig.hosted.put(FakeSet("example.org.", "A", 60, ("192.0.2.1",)))
     rig.server.denied_operations = {"ListHostedZonesByName"} | ({"GetHostedZone"} if with_soa else set())
     if not with_soa:
         rig.hosted.sets.clear()
     async with opened(rig, hosted_zone_id="Z2") as provider:
         zone = await provider.find_zone(NAME)
-        assert zone == Zone(name="example.org", id="Z2")
+        assert (zone.name, zone.id) == ("example.org", "Z2")
         await provider.add_txt(zone, NAME, [ONE], 60)
         with pytest.raises(ZoneNotFound, match="hosted_zone_id"):
             await provider.find_zone("_acme-challenge.example.net")
+
+
+async def test_a_configured_zone_that_cannot_be_used_is_told(rig: Route53Rig) -> None:
+    """It is another account's, or private, where no CA sees it."""
+    rig.server.add_zone("Z3", "inner.example", private=True).sets.clear()
+    for zone_id, text in (("Z9", "right AWS account"), ("Z3", "private")):
+        async with opened(rig, hosted_zone_id=zone_id) as provider:
+            assert isinstance(provider, Checkable)
+            with pytest.raises(ZoneNotFound, match=text):
+                await provider.find_zone(NAME)
+            with pytest.raises(ZoneNotFound, match=text):
+                await provider.check()
 
 
 async def test_zones_are_remembered_for_some_minutes(rig: Route53Rig) -> None:
@@ -230,6 +265,22 @@ async def test_a_lost_race_is_read_again(rig: Route53Rig, list_form: bool) -> No
     assert len(rig.server.batches) == 1
 
 
+async def test_a_race_is_told_from_a_cname_by_more_than_the_name(rig: Route53Rig) -> None:
+    """The message holds the name, and a label of it may be `cname`."""
+    name = "_acme-challenge.cname.example.org"
+    answer = rig.server.answer
+
+    async def overtaken(seen: Any) -> Any:
+        if seen.method == "POST" and not rig.server.txt(rig.hosted, name):
+            rig.hosted.put(FakeSet(f"{name}.", "TXT", 300, ('"somebody was faster"',)))
+        return await answer(seen)
+
+    rig.server.answer = overtaken  # type: ignore[method-assign]
+    async with opened(rig) as provider:
+        await provider.add_txt(Zone(name="example.org", id="Z2"), name, [ONE], 60)
+    assert sorted(rig.server.txt(rig.hosted, name)) == sorted(["somebody was faster", ONE])
+
+
 async def test_a_cname_at_the_name_is_no_race(rig: Route53Rig) -> None:
     """It says "already exists" as well, but stays so however often one looks."""
     rig.hosted.put(FakeSet(f"{NAME}.", "CNAME", 60, ("elsewhere.test.",)))
@@ -276,6 +327,16 @@ async def test_a_policy_that_permits_upsert_only_works_with_one_warning(rig: Rou
     assert len([line for line in log.lines if line.startswith("warning")]) == 1
     # Refused, refused with keys read anew, permitted; from then on nothing is tried that is refused.
     assert len(rig.server.asked("^POST")) == 5
+
+
+async def test_what_one_zones_policy_lacks_is_not_left_out_elsewhere(rig: Route53Rig) -> None:
+    """Only DELETE and CREATE see a lost race; a zone that permits them must not lose that to another zone."""
+    rig.server.denied_actions = {"CREATE", "DELETE"}
+    async with opened(rig) as provider:
+        await provider.add_txt(Zone(name="example.org", id="Z2"), NAME, [ONE], 60)
+        rig.server.denied_actions = set()
+        await provider.add_txt(Zone(name="org", id="Z1"), "_acme-challenge.org", [ONE], 60)
+    assert [[action for action, _ in batch] for batch in rig.server.batches] == [["UPSERT"], ["CREATE"]]
 
 
 async def test_a_policy_that_permits_nothing_is_told(rig: Route53Rig) -> None:
@@ -338,7 +399,20 @@ async def test_a_change_is_waited_for_by_one_poller_for_all(rig: Route53Rig) -> 
         handle = await provider.add_txt(Zone(name="example.org", id="Z2"), NAME, [ONE], 60)
         await asyncio.gather(*(provider.wait_live(handle) for _ in range(5)))
     assert len(rig.server.asked("/change/")) == rig.server.pending_polls + 1
-    assert [pause for pause in clock.pauses if pause > 1] == [4.5, 4.5]
+    assert [pause for pause in clock.pauses if pause > 1] == pytest.approx([1.125, 1.29375])
+
+
+async def test_a_slow_change_is_looked_at_ever_more_rarely(rig: Route53Rig) -> None:
+    """Many take some seconds only, and few take minutes: neither may wait, or ask, much longer than it must."""
+    rig.server.pending_polls = 40
+    clock = JumpingClock()
+    async with opened(rig, clock=clock) as provider:
+        assert isinstance(provider, SignalsLive)
+        await provider.wait_live(await provider.add_txt(Zone(name="example.org", id="Z2"), NAME, [ONE], 60))
+    pauses = [pause for pause in clock.pauses if pause > 1]
+    assert len(pauses) == 40
+    assert sum(pauses[:6]) < 10
+    assert set(pauses[10:]) == {4.5}
 
 
 async def test_waiting_can_be_left_out(rig: Route53Rig) -> None:
@@ -373,11 +447,59 @@ async def test_the_canonical_request_in_an_error_is_not_shown(rig: Route53Rig) -
     assert "X-Amz" not in str(caught.value)
 
 
+async def test_a_signature_in_an_error_is_not_shown(rig: Route53Rig) -> None:
+    """AWS quotes the header that it cannot read."""
+    header = "AWS4-HMAC-SHA256 Credential=AKIATEST/x, Signature=0123456789abcdef"
+    message = f"Credential must have five parts in Authorization header: '{header}'. (AWS4-HMAC-SHA256)"
+    body = f"<Error><Code>IncompleteSignature</Code><Message>{message}</Message></Error>".encode()
+    rig.server.fail("status", times=9, status=400, body=body, content_type="text/xml")
+    async with opened(rig) as provider:
+        with pytest.raises(ProviderAuthError, match="IncompleteSignature: Credential must have five parts") as caught:
+            await provider.find_zone(NAME)
+    assert "Signature=" not in everything_about(caught.value)
+
+
+UNREADABLE = {
+    "empty": b"",
+    "html": b"<!DOCTYPE html><html><br></html>",
+    "cut": b'<?xml version="1.0"?><ListHosted',
+    "unknown-encoding": b'<?xml version="1.0" encoding="klingon"?><a/>',
+    "refused-encoding": b'<?xml version="1.0" encoding="utf-7"?><a/>',
+    "something-else": b"<a/>",
+}
+
+
+@pytest.mark.parametrize("status", [200, 503])
+@pytest.mark.parametrize("body", UNREADABLE.values(), ids=UNREADABLE)
+@pytest.mark.parametrize("where", ["hostedzonesbyname$", "^GET .*rrset$", "^POST"])
+async def test_an_answer_that_cannot_be_read_is_asked_for_again(
+    rig: Route53Rig, where: str, body: bytes, status: int
+) -> None:
+    """Gateways answer in the service's place; believing them loses the value, giving up loses the order."""
+    rig.server.fail("status", where=where, status=status, body=body, content_type="text/xml")
+    async with opened(rig) as provider:
+        await provider.add_txt(await provider.find_zone(NAME), NAME, [ONE], 60)
+    assert rig.server.txt(rig.hosted, NAME) == [ONE]
+
+
+@pytest.mark.parametrize(
+    "code", ["Throttling", "TooManyRequestsException", "PriorRequestNotComplete", "RequestTimeout"]
+)
+@pytest.mark.parametrize("where", ["^GET", "^POST"])
+async def test_codes_that_pass_come_with_status_400(rig: Route53Rig, code: str, where: str) -> None:
+    """The status says that asking again will not help, and is wrong."""
+    body = throttling().replace(b"Throttling", code.encode())
+    rig.server.fail("status", times=4, where=where, status=400, body=body, content_type="text/xml")
+    async with opened(rig) as provider:
+        await provider.add_txt(Zone(name="example.org", id="Z2"), NAME, [ONE], 60)
+    assert rig.server.txt(rig.hosted, NAME) == [ONE]
+
+
 def test_a_document_type_is_refused() -> None:
     """Entities grow without end; nothing that AWS sends has a document type."""
     bomb = b'<!DOCTYPE a [<!ENTITY b "bbbbbbbbbb"><!ENTITY c "&b;&b;&b;&b;">]><a>&c;</a>'
     for body in (bomb, bomb.decode().encode("utf-16")):
-        with pytest.raises(PermanentError, match="document type"):
+        with pytest.raises(TransientError, match="document type"):
             parse(body)
 
 

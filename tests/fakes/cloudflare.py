@@ -87,6 +87,8 @@ class FakeCloudflare(DescribedApi):
         self.error_status = 400
         self.knows_name_filter = True
         self.shows_paging = True
+        self.odd_page_status = 200
+        """How a page behind the last one is answered."""
         self.hidden: set[str] = set()
         """Ids that lists do not show yet."""
         self.lists_missing = 0
@@ -195,6 +197,8 @@ class FakeCloudflare(DescribedApi):
 
     def _page(self, asked: Asked, entries: list[dict[str, Any]], default: int) -> web.Response:
         shown, page, pages = self.page_of(asked, entries, default)
+        if page > pages and self.odd_page_status != 200:
+            return self._error(1005, "there is no such page", status=self.odd_page_status)
         paging = {"page": page, "total_pages": pages, "count": len(shown), "total_count": len(entries)}
         return _result(shown, **({"result_info": paging} if self.shows_paging else {}))
 

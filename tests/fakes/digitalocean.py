@@ -63,6 +63,8 @@ class FakeDigitalOcean(DescribedApi):
         self.shows_links = True
         self.shows_meta = True
         self.odd_names_status = 404
+        self.odd_page_status = 200
+        """How a page behind the last one is answered."""
         self._made = 1000
 
     @property
@@ -145,6 +147,8 @@ class FakeDigitalOcean(DescribedApi):
 
     def _page(self, asked: Asked, member: str, entries: list[dict[str, Any]]) -> web.Response:
         shown, page, pages = self.page_of(asked, entries, 20)
+        if page > pages and self.odd_page_status != 200:
+            return _error(self.odd_page_status, "not_found", "there is no such page")
         body: dict[str, Any] = {member: shown}
         if self.shows_links:
             following = {"next": f"{self.link_root or self.url}/v2/{member}?page={page + 1}"} if page < pages else {}

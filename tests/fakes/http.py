@@ -54,6 +54,8 @@ class FakeApi:
         self.faults: list[Fault] = []
         self.on_txt: Callable[[str, tuple[str, ...]], None] | None = None
         """Called with a name and its TXT values after every change: what feeds the DNS that a CA asks."""
+        self.keeps_connections = True
+        """Whether a connection carries a second request; if not, it is closed without a word after the answer."""
         self._runner: web.AppRunner | None = None
         self._port = 0
 
@@ -99,7 +101,13 @@ class FakeApi:
         self.seen.append(seen)
         fault = self._fault_for(seen)
         if fault is None:
-            return await self.answer(seen)
+            answer = await self.answer(seen)
+            if not self.keeps_connections:
+                await answer.prepare(request)
+                await answer.write_eof()
+                assert request.transport is not None
+                request.transport.close()
+            return answer
         if fault.kind == "status":
             return web.Response(
                 status=fault.status, headers=dict(fault.headers), body=fault.body, content_type=fault.content_type

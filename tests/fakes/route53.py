@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl, quote
@@ -55,6 +55,7 @@ class FakeZone:
     id: str
     name: str
     private: bool = False
+    name_servers: Sequence[str] = ("ns-1.test.", "ns-2.test.")
     sets: dict[Key, FakeSet] = field(default_factory=dict)
     busy: bool = False
 
@@ -115,7 +116,10 @@ class FakeRoute53(FakeApi):
                 return self._list_zones(seen.query)
             case ("GET", ["2013-04-01", "hostedzone", zone_id]):
                 self._may("GetHostedZone", seen)
-                return _reply(200, f"<GetHostedZoneResponse>{_zone(self.zone(zone_id))}</GetHostedZoneResponse>")
+                zone = self.zone(zone_id)
+                servers = "".join(f"<NameServer>{each}</NameServer>" for each in zone.name_servers)
+                delegation = f"<DelegationSet><NameServers>{servers}</NameServers></DelegationSet>"
+                return _reply(200, f"<GetHostedZoneResponse>{_zone(zone)}{delegation}</GetHostedZoneResponse>")
             case ("GET", ["2013-04-01", "hostedzone", zone_id, "rrset"]):
                 self._may("ListResourceRecordSets", seen)
                 return self._list_sets(self.zone(zone_id), seen.query)

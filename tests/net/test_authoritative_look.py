@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from scaivaultd.model.dns import Delegation, NameServer
+from scaivaultd.net import dns_exchange
 from scaivaultd.net.authoritative import AuthoritativeDns
 from scaivaultd.net.dns_exchange import Patience
 
@@ -128,3 +129,22 @@ async def test_resolvers_are_asked_as_such(world: Any, dns: AuthoritativeDns) ->
     verdicts = await dns.look_at_resolvers(resolvers, NAME, ["one"])
     assert [each.answer for each in verdicts] == ["complete", "unreachable", "unreachable"]
     assert [each.server for each in verdicts] == resolvers
+
+
+async def test_silent_servers_do_not_use_up_the_time_of_the_others(
+    world: Any, clock: Any, log: FilteringBoundLogger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a hundred names to look at, the dead ones fill every place; who waits for one is not mute."""
+    monkeypatch.setattr(dns_exchange, "IN_FLIGHT_MAX", 2)
+    patience = Patience(udp_seconds=0.2, tcp_seconds=1.0, look_seconds=0.7)
+    crowded = AuthoritativeDns([world.resolver], authoritative_port=world.port, clock=clock, log=log, patience=patience)
+    dead = NameServer(name="ns.silent", addresses=(world.SILENT,) * 8)
+    live = NameServer(name="ns1.example.test", addresses=(world.FIRST,))
+    verdicts = await crowded.look(Delegation(zone="example.test", servers=(dead, live)), NAME, ("one", "two"))
+    assert [each.answer for each in verdicts] == ["unreachable"] * 8 + ["complete"]
+
+
+async def test_an_address_that_cannot_be_one_is_a_verdict(dns: AuthoritativeDns) -> None:
+    """An IPv6 zone may be any text; it is looked up like a name, and some texts are refused there."""
+    (verdict,) = await dns.look_at_resolvers([f"fe80::1%{'é' * 80}"], NAME, ("one",))
+    assert (verdict.answer, verdict.detail) == ("unreachable", "no such address")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from scaivaultd_plugins import http01
 
-from scaivaultd.plugin import PLUGIN_API, ChallengeResponse, SolverContext
+from scaivaultd.plugin import PLUGIN_API, ChallengeResponse, SolverContext, SolverError
 
 RESPONSE = ChallengeResponse(identifier="a.test", type="http-01", token="t1", key_authorization="t1.thumb")
 
@@ -16,8 +17,11 @@ class Responses:
 
     def __init__(self) -> None:
         self.now: dict[str, str] = {}
+        self.error: Exception | None = None
 
     def put(self, token: str, key_authorization: str) -> None:
+        if self.error is not None:
+            raise self.error
         self.now[token] = key_authorization
 
     def remove(self, token: str) -> None:
@@ -51,6 +55,18 @@ async def test_other_responses_are_left_alone() -> None:
         await solver.present(RESPONSE)
         await solver.clean_up(RESPONSE)
     assert listener.now == {"t2": "t2.thumb"}
+
+
+async def test_what_the_listener_refuses_is_the_orders_error() -> None:
+    """The order says why it failed, and the secret part is not in it."""
+    listener = Responses()
+    listener.error = ValueError("[http01] listen is empty")
+    (kind,) = http01.scaivaultd_challenge_solvers()
+    async with kind.open(context(listener)) as solver:
+        with pytest.raises(SolverError, match="listen is empty") as caught:
+            await solver.present(RESPONSE)
+    assert not caught.value.retryable
+    assert "thumb" not in caught.value.detail
 
 
 def test_it_says_what_it_is_and_what_it_was_written_for() -> None:

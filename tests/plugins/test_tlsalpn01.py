@@ -74,6 +74,14 @@ async def test_one_order_at_a_time_has_an_identifier(solver: ChallengeSolver) ->
     assert await solver.claims(RESPONSE) == {"a.test": 1}
 
 
+@pytest.mark.parametrize("identifier", ["192.0.2.1", "1.2.0.192.in-addr.arpa", "1.2.0.192.IN-ADDR.ARPA"])
+async def test_an_address_and_its_reverse_name_take_turns(solver: ChallengeSolver, identifier: str) -> None:
+    """A validator asks for both in the same words (RFC 8738 section 6)."""
+    assert isinstance(solver, ClaimingSolver)
+    response = ChallengeResponse(identifier=identifier, type="tls-alpn-01", token="t1", key_authorization="t1.thumb")
+    assert await solver.claims(response) == {"1.2.0.192.in-addr.arpa": 1}
+
+
 @pytest.mark.parametrize(
     ("error", "is_retryable"),
     [(ValueError("'*' is neither"), False), (OSError(errno.EMFILE, "Too many open files"), True)],
