@@ -348,9 +348,9 @@ def _contradictions(table: Mapping[str, object], found: Sequence[Finding]) -> It
     if faulty.isdisjoint({("nats", "subject_root"), ("nats", "events_root")}):
         yield from _overlapping_roots(_section(NatsSettings, sound, "nats"), sound)
     if faulty.isdisjoint({("http01", "listen"), ("tlsalpn01", "listen")}):
-        yield from _shared_addresses(
-            _section(Http01Settings, sound, "http01"), _section(TlsAlpn01Settings, sound, "tlsalpn01")
-        )
+        both = _section(Http01Settings, sound, "http01"), _section(TlsAlpn01Settings, sound, "tlsalpn01")
+        yield from _shared_addresses(*both)
+        yield from _each_others_upstream(*both)
     if not any(table == "http01" for table, *_ in faulty):
         http01 = _section(Http01Settings, sound, "http01")
         yield from _upstream_or_not(http01)
@@ -387,6 +387,13 @@ def _shared_addresses(http01: Http01Settings, tlsalpn01: TlsAlpn01Settings) -> I
         # Every socket on port 0 gets a port of its own.
         if address.port and address in http01.listen:
             yield Finding(("tlsalpn01", "listen", place), f"{address} is in http01.listen too")
+
+
+def _each_others_upstream(http01: Http01Settings, tlsalpn01: TlsAlpn01Settings) -> Iterator[Finding]:
+    # What is no challenge would go round, from one to the other, until no connection is left.
+    for name, one, other in (("http01", http01, tlsalpn01), ("tlsalpn01", tlsalpn01, http01)):
+        if one.upstream is not None and any(each.is_reached_by(one.upstream) for each in other.listen):
+            yield Finding((name, "upstream"), f"{one.upstream} is where the daemon's other listener listens")
 
 
 def _upstream_or_not(http01: Http01Settings) -> Iterator[Finding]:

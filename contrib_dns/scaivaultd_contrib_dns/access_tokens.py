@@ -41,6 +41,8 @@ DEFAULT_LIFETIME_SECONDS = 3600.0
 REFUSALS = frozenset({400, 401, 403})
 # Codes that come with status 400, though nothing is wrong with the request (RFC 6749 section 4.1.2.1, and Google's).
 PASSING_CODES = frozenset({"internal_failure", "server_error", "temporarily_unavailable"})
+# Members of the form that nobody may see.
+PROOFS = ("client_secret", "client_assertion", "assertion")
 # How long a token that still lasts is used before another try to renew it.
 RENEW_AGAIN_SECONDS = 30.0
 
@@ -117,11 +119,25 @@ async def ask_token_endpoint(
     Raises:
         ProviderError: the URL is not safe, or the endpoint failed.
     """
+
+    def error_from(answer: HttpAnswer) -> ProviderError:
+        return token_error(_without_proof(answer, form))
+
     async with open_api(
-        url, without_retries(settings), context, authorize=no_authorization, error_from=token_error
+        url, without_retries(settings), context, authorize=no_authorization, error_from=error_from
     ) as api:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        return await api.call("POST", url, body=urlencode(form).encode(), headers=headers, accept=REFUSALS)
+        answer = await api.call("POST", url, body=urlencode(form).encode(), headers=headers, accept=REFUSALS)
+        return answer if answer.ok else _without_proof(answer, form)
+
+
+def _without_proof(answer: HttpAnswer, form: Mapping[str, str]) -> HttpAnswer:
+    """A refusal becomes an error's text; should it repeat what it refuses, that must not stand there."""
+    body = answer.body
+    for proof in filter(None, map(form.get, PROOFS)):
+        for written in (proof.encode(), msgspec.json.encode(proof)[1:-1]):
+            body = body.replace(written, b"[credentials]")
+    return msgspec.structs.replace(answer, body=body)
 
 
 def without_retries(settings: ProviderSettings) -> ProviderSettings:

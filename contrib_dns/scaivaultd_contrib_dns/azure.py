@@ -42,6 +42,7 @@ from scaivaultd_contrib_dns.azure_errors import (
 from scaivaultd_contrib_dns.azure_settings import AzureSettings
 from scaivaultd_contrib_dns.azure_tokens import open_source
 from scaivaultd_contrib_dns.delegation import delegated_zone
+from scaivaultd_contrib_dns.name_locks import NameLocks
 
 SCAIVAULTD_PLUGIN_API = "1.1"
 
@@ -227,6 +228,7 @@ class AzureDnsProvider:
         self._dns = dns
         self._settings = settings
         self._context = context
+        self._locks = NameLocks()
 
     async def find_zone(self, name: str) -> Zone:
         """See `DnsProvider`."""
@@ -243,7 +245,8 @@ class AzureDnsProvider:
             if missing:
                 await self._dns.put(path, msgspec.structs.replace(current, records=(*current.records, *missing)))
 
-        await self._dns.repeated(step)
+        async with self._locks.of(zone.id, name):
+            await self._dns.repeated(step)
         return {}
 
     async def remove_txt(self, zone: Zone, name: str, values: Sequence[str], handle: Handle | None) -> None:
@@ -261,7 +264,8 @@ class AzureDnsProvider:
                 await self._dns.delete(path, current.etag)
 
         try:
-            await self._dns.repeated(step)
+            async with self._locks.of(zone.id, name):
+                await self._dns.repeated(step)
         except ZoneNotFound:
             self._context.log.debug("dns_provider.zone_gone", zone=zone.name)
 

@@ -36,6 +36,7 @@ from scaivaultd_contrib_dns.delegation import delegated_zone
 from scaivaultd_contrib_dns.google_errors import CNAME_IN_THE_WAY, google_error
 from scaivaultd_contrib_dns.google_settings import GoogleSettings
 from scaivaultd_contrib_dns.google_tokens import Source, open_source
+from scaivaultd_contrib_dns.name_locks import NameLocks
 
 SCAIVAULTD_PLUGIN_API = "1.1"
 
@@ -202,6 +203,7 @@ class GoogleCloudDns:
         self._dns = dns
         self._settings = settings
         self._context = context
+        self._locks = NameLocks()
 
     async def find_zone(self, name: str) -> Zone:
         """See `DnsProvider`."""
@@ -280,7 +282,8 @@ class GoogleCloudDns:
             )
             return change.id
 
-        return await self._dns.repeated(step)
+        async with self._locks.of(zone.id, name):
+            return await self._dns.repeated(step)
 
     async def _configured_zone(self, managed_zone: str, name: str) -> Zone:
         zone = _zone(await self._writable_zone(managed_zone))

@@ -36,6 +36,7 @@ from scaivaultd_contrib_dns.aws_credentials import AwsSettings, key_ring
 from scaivaultd_contrib_dns.aws_errors import AccessDenied
 from scaivaultd_contrib_dns.aws_signing import Scope
 from scaivaultd_contrib_dns.delegation import delegated_zone
+from scaivaultd_contrib_dns.name_locks import NameLocks
 from scaivaultd_contrib_dns.route53_api import REQUESTS_PER_SECOND, Pace, Route53Api, route53_error
 from scaivaultd_contrib_dns.route53_xml import Action, Change, HostedZone, RecordSet
 
@@ -166,6 +167,7 @@ class Route53:
         self._context = context
         self._waits = settings.wait_for_insync
         self._polls: dict[str, _Poll] = {}
+        self._locks = NameLocks()
         # Zones whose policy permits UPSERT only; learnt from its first refusal.
         self._upserts: set[str] = set()
 
@@ -179,8 +181,10 @@ class Route53:
 
     async def add_txt(self, zone: Zone, name: str, values: Sequence[str], ttl: int) -> Handle:
         """See `DnsProvider`. The handle holds the id of the change; it is empty when there was nothing to do."""
+        name = normal_name(name)
         try:
-            change_id = await self._api.http.repeated(self._adding(zone, normal_name(name), values, ttl))
+            async with self._locks.of(zone.id, name):
+                change_id = await self._api.http.repeated(self._adding(zone, name, values, ttl))
         except PermanentError as error:
             if error.code != "NoSuchHostedZone":
                 raise
@@ -190,8 +194,10 @@ class Route53:
 
     async def remove_txt(self, zone: Zone, name: str, values: Sequence[str], handle: Handle | None) -> None:
         """See `DnsProvider`."""
+        name = normal_name(name)
         try:
-            await self._api.http.repeated(lambda: self._remove(zone, normal_name(name), values))
+            async with self._locks.of(zone.id, name):
+                await self._api.http.repeated(lambda: self._remove(zone, name, values))
         except PermanentError as error:
             if error.code != "NoSuchHostedZone":
                 raise

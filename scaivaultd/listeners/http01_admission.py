@@ -110,8 +110,8 @@ class Admission(Generic[Client]):
         return next(iter(self._lingering or self._unfinished or self._networks)) if self._is_full else None
 
     def _oldest_of(self, neighbours: Mapping[Client, None]) -> Client:
-        # Of the others just the oldest: were those spared who have said all, they could fill the whole share, and put out
-        # everybody who comes after them before it is read.
+        # Of the others just the oldest: were those spared who have said all, they could fill the whole share and put
+        # out everybody who comes after them before it is read.
         oldest = next(iter(neighbours))
         return next((each for each in neighbours if each in self._lingering), oldest)
 

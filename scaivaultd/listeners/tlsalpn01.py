@@ -52,8 +52,8 @@ Reason = Literal[
 """Why a client got no certificate; a closed list, since it becomes a metric's label."""
 
 # A handshake costs about half a millisecond: between two such handfuls everybody else has a turn.
-_BEGUN_AT_ONCE = 4
-# Who stalls longer than this has to go when somebody waits for the place: enough for two ways around the earth.
+_BEGUN_AT_ONCE = 8
+# Who stalls longer than this has to go when somebody waits for the place: enough for an answer from the antipodes.
 _FAIR_SECONDS = 0.5
 _ESTABLISHED = 1  # include/net/tcp_states.h
 
@@ -88,7 +88,7 @@ class TlsAlpn01Limits(msgspec.Struct, frozen=True, kw_only=True):
     unfinished: int = 256
     hello_bytes: int = 16 * 1024
     hello_seconds: float = 5.0
-    handshakes: int = 512
+    handshakes: int = 640
     waiting: int = 96
     handshake_seconds: float = 5.0
 
@@ -297,10 +297,14 @@ class TlsAlpn01Listener:
         self._begin_soon()
 
     def _is_a_turn(self) -> bool:
-        """Whether somebody waits whose handshake may begin, if only in place of one of a larger crowd."""
+        """Whether somebody waits whose handshake may begin, if only for one that stalls or is of a larger crowd."""
         if not self._waiting or len(self._begun) < self._limits.handshakes:
             return bool(self._waiting)
-        return self._begun.count(self._next_name()) + 1 < self._begun.count(self._begun.largest())
+        is_crowd_larger = self._begun.count(self._next_name()) + 1 < self._begun.count(self._begun.largest())
+        return is_crowd_larger or self._is_stalling(next(iter(self._begun)))
+
+    def _is_stalling(self, connection: _Connection) -> bool:
+        return connection.begun_at + _FAIR_SECONDS <= self._clock.monotonic()
 
     def _next_name(self) -> str:
         return self._waiting.least(self._begun.count)
@@ -313,9 +317,16 @@ class TlsAlpn01Listener:
             connection.abort()
             return False
         if len(self._begun) >= self._limits.handshakes:
-            self._put_out(self._begun.oldest_of(self._begun.largest()), "crowded_out")
+            self._make_room()
         self._begin(connection)
         return True
+
+    def _make_room(self) -> None:
+        oldest = next(iter(self._begun))
+        if self._is_stalling(oldest):
+            self._put_out(oldest, "timed_out")
+        else:
+            self._put_out(self._begun.oldest_of(self._begun.largest()), "crowded_out")
 
     def _begin(self, connection: _Connection) -> None:
         assert connection.pending is not None
@@ -367,15 +378,9 @@ class TlsAlpn01Listener:
         for place in (self._waiting, self._begun):
             while place and (oldest := next(iter(place))).hello_at + self._limits.handshake_seconds <= now:
                 self._put_out(oldest, "timed_out")
-        self._make_room(now)
+        self._begin_soon()
         is_splicing = self._splicer is not None and self._splicer.sweep(now)
         return is_splicing or bool(self._waiting or self._begun)
-
-    def _make_room(self, now: float) -> None:
-        """As many as wait, if so many stall."""
-        stalling = [each for each in self._begun if each.begun_at + _FAIR_SECONDS <= now]
-        for connection in stalling[: len(self._waiting)]:
-            self._put_out(connection, "timed_out")
 
     def _put_out(self, connection: _Connection, reason: Reason) -> None:
         self._leave_queue(connection)

@@ -73,6 +73,7 @@ class Issuing:
         self._providers = providers
         self._patience_seconds = patience_seconds
         self._resumed: list[Presence] = []
+        self._reclaiming: list[Presence] = []
         self._places: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(orders_per_ca))
 
     async def issue(self, request: m.Issue, context: RequestContext) -> m.OrderReply:
@@ -103,16 +104,17 @@ class Issuing:
 
     async def resume(self) -> None:
         """Go on with every order that has not ended: by its state at the CA, not by our memory."""
+        holders = await self._tools.records.holders()
         for status in UNFINISHED:
             for order in await ORDERS.all(self._store, self._tools.log, status=status):
-                self._resume(order.value)
+                self._resume(order.value, is_in_place=order.value.id in holders)
         # First of all, before the listener answers anybody: the CA may be looking for it right now.
         presenting = [presence.settled() for presence in self._resumed]
         self._resumed.clear()
         if presenting:
             await asyncio.wait([asyncio.ensure_future(each) for each in presenting], timeout=_RESUME_SECONDS)
 
-    def _resume(self, order: Order) -> None:
+    def _resume(self, order: Order, *, is_in_place: bool) -> None:
         log = self._tools.log.bind(order_id=order.id)
         try:
             solver = self._tools.solvers.get(order.challenge_type, order.solver)
@@ -124,7 +126,9 @@ class Issuing:
         presence = Presence(solver, self._tools.solvers.claims, log, was_away=was_away)
         if not solver.kind.is_lasting:
             self._resumed.append(presence)
-        self._start(order.id, presence, journalled(order))
+        elif is_in_place:
+            self._reclaiming.append(presence)
+        self._start(order.id, presence, journalled(order), is_in_place=is_in_place)
 
     async def _accept(self, request: m.Issue, context: RequestContext) -> OrderId:
         """Write order, step 1: the caller hears of an order only when it is written down."""
@@ -210,14 +214,31 @@ class Issuing:
             )
 
     def _start(
-        self, order_id: OrderId, presence: Presence, journal: Mapping[str, ChallengeResponse] | None = None
+        self,
+        order_id: OrderId,
+        presence: Presence,
+        journal: Mapping[str, ChallengeResponse] | None = None,
+        *,
+        is_in_place: bool = False,
     ) -> None:
-        self._jobs.start(f"order {order_id}", lambda: self._pursue(order_id, presence, journal or {}))
+        self._jobs.start(
+            f"order {order_id}", lambda: self._pursue(order_id, presence, journal or {}, is_in_place=is_in_place)
+        )
 
-    async def _pursue(self, order_id: OrderId, presence: Presence, journal: Mapping[str, ChallengeResponse]) -> None:
+    async def _reclaimed(self) -> None:
+        """Wait until the orders with values in DNS have their shares again: what is there is there, and counts."""
+        for presence in tuple(self._reclaiming):
+            await presence.settled()
+        self._reclaiming.clear()
+
+    async def _pursue(
+        self, order_id: OrderId, presence: Presence, journal: Mapping[str, ChallengeResponse], *, is_in_place: bool
+    ) -> None:
         """The job: attempt after attempt, with the pauses that the order itself remembers."""
         try:
-            await presence.restore(journal)
+            await presence.restore(journal, is_in_place=is_in_place)
+            if presence.may_wait:
+                await self._reclaimed()
             while await self._is_unfinished(order_id):
                 await self._attempt(order_id, presence)
         except Superseded:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CLEAN_UP_SECONDS = 10.0
+RECLAIM_SECONDS = 60.0
 AT_ONCE = 100
 """Responses of one order that are put in place side by side: each may wait for DNS, none for another."""
 
@@ -59,19 +60,29 @@ class Presence:
         """Wait until `restore` has done what it can."""
         await self._settled.wait()
 
-    async def restore(self, journal: Mapping[str, ChallengeResponse]) -> None:
+    async def restore(self, journal: Mapping[str, ChallengeResponse], *, is_in_place: bool = False) -> None:
         """Put back what the order had in place in an earlier process; failures are tried again by the attempts.
 
-        What a lasting solver had in place is still there: it is only remembered, to be cleaned up.
+        What a lasting solver had in place is still there: it is only remembered, to be cleaned up. `is_in_place` says
+        that there is something, so it takes its share again before anybody else may have it.
         """
-        if self._kind.is_lasting:
-            self._begun.update(journal)
-            return
         try:
+            if self._kind.is_lasting:
+                self._begun.update(journal)
+                if is_in_place and (error := await outcome_of(self._reclaim(journal), self._log)):
+                    self._log.warning("order.not_reclaimed", detail=error.detail)
+                return
             if error := await outcome_of(self.present(journal), self._log):
                 self._log.warning("order.not_presented", detail=error.detail)
         finally:
             self._settled.set()
+
+    async def _reclaim(self, journal: Mapping[str, ChallengeResponse]) -> None:
+        try:
+            async with asyncio.timeout(RECLAIM_SECONDS):
+                await self._claim(journal)
+        except TimeoutError as error:
+            raise Timeout(f"its share was not free after {RECLAIM_SECONDS:.0f} s") from error
 
     async def present(self, responses: Mapping[str, ChallengeResponse]) -> None:
         """Put responses in place, by challenge URL; those that are there already stay.

@@ -58,6 +58,7 @@ class Secrets:
         self._clock = clock
         self._log = log
         self._cache: dict[str, tuple[float, Secret]] = {}
+        self._forgotten = 0
         self.referrers: Callable[[], Awaitable[Mapping[str, Sequence[str]]]] = _nobody
         """Who refers to which reference; set by whoever knows."""
 
@@ -148,7 +149,11 @@ class Secrets:
         now = self._clock.monotonic()
         if (cached := self._cache.get(reference)) and cached[0] > now:
             return cached[1]
+        forgotten = self._forgotten
         secret = Secret((await self._fetch(reference)).strip())
+        if forgotten != self._forgotten:
+            # It may have been put anew between our read and this line, and the old one would be kept for a minute.
+            return secret
         if len(self._cache) >= CACHE_MAX:
             self._cache.clear()
         self._cache[reference] = (now + CACHE_SECONDS, secret)
@@ -156,6 +161,7 @@ class Secrets:
 
     def forget(self, reference: str) -> None:
         """Read it anew next time."""
+        self._forgotten += 1
         self._cache.pop(reference, None)
 
     def shown(self, reference: str) -> str:

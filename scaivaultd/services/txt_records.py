@@ -345,6 +345,11 @@ class TxtRecords:
             self._removals += 1
             self._jobs.start(f"txt {record_id} {self._removals}", partial(self._removal, record_id))
 
+    async def holders(self) -> frozenset[str]:
+        """The ids of the orders that have values in DNS, or may have, by the journal."""
+        found = await TXT_RECORDS.all(self._store, self._log)
+        return frozenset(user.partition(":")[0] for each in found for user in each.value.users)
+
     async def sweep(self) -> None:
         """Find what earlier processes left: values whose orders have ended, or were never removed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -267,6 +268,16 @@ async def test_a_lost_race_is_run_again(rig: AzureRig, method: str) -> None:
     expected = {"delete": ["theirs"], "put gone": [ONE]}.get(method, ["theirs", ONE])
     assert await rig.values(NAME) == expected
     assert len(clock.pauses) == 1, "one pause for one lost race"
+
+
+async def test_calls_for_one_name_wait_for_each_other(rig: AzureRig) -> None:
+    """Of many that race each other some would lose every round."""
+    values = [f"value-{number}" for number in range(20)]
+    async with opened(rig) as provider:
+        await asyncio.gather(*(provider.add_txt(rig.given, NAME, [value], 60) for value in values))
+        assert sorted(await rig.values(NAME)) == sorted(values)
+        await asyncio.gather(*(provider.remove_txt(rig.given, NAME, [value], None) for value in values))
+    assert len(rig.server.asked("^(PUT|DELETE)")) == 40
 
 
 async def test_a_race_is_lost_ten_times_at_most(rig: AzureRig) -> None:

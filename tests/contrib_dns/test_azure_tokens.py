@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from scaivaultd_contrib_dns.azure import scaivaultd_dns_providers
 from scaivaultd_contrib_dns.azure_settings import AzureSettings
 
-from scaivaultd.plugin import PermanentError, ProviderAuthError, TransientError
+from scaivaultd.plugin import PermanentError, ProviderAuthError, ProviderError, TransientError
 from scaivaultd.plugin.testing import FixedSecrets, JumpingClock, everything_about, make_context
 from tests.fakes.azure import CLIENT, SUBSCRIPTION, TENANT, FakeAzure
 
@@ -167,6 +168,19 @@ async def test_refusals_say_what_helps(opened: Opened, change: dict[str, str], t
         with pytest.raises(ProviderAuthError, match=text) as caught:
             await provider.find_zone(NAME)
     assert "wr0ng-s3cret" not in everything_about(caught.value)
+
+
+@pytest.mark.parametrize("status", [400, 401, 429, 503])
+async def test_a_refusal_that_repeats_the_secret_does_not_show_it(opened: Opened, status: int) -> None:
+    """Its words become the error's text, which many may read."""
+    opened.secrets = FixedSecrets({SECRET: 'a "str4nge" one'})
+    said = {"error": "invalid_client", "error_description": 'AADSTS7000215: a "str4nge" one is not it.'}
+    body = json.dumps(said).encode()
+    opened.server.fail("status", times=99, where="/token$", status=status, body=body, content_type="application/json")
+    async with opened.application(client_secret_path=SECRET, max_retries=0) as provider:
+        with pytest.raises(ProviderError, match="AADSTS7000215") as caught:
+            await provider.find_zone(NAME)
+    assert "str4nge" not in everything_about(caught.value)
 
 
 async def test_a_federated_mismatch_says_what_helps(opened: Opened, tmp_path: Path) -> None:

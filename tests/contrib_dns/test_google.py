@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -272,6 +273,16 @@ async def test_a_race_is_lost_ten_times_at_most(rig: GoogleRig) -> None:
             await provider.add_txt(ZONE, NAME, [ONE], 60)
     assert len(rig.server.asked("^POST .*changes$")) == 11
     assert len(clock.pauses) == 10
+
+
+async def test_calls_for_one_name_wait_for_each_other(rig: GoogleRig) -> None:
+    """Of many that race each other some would lose every round."""
+    values = [f"value-{number}" for number in range(20)]
+    async with opened(rig) as provider:
+        await asyncio.gather(*(provider.add_txt(ZONE, NAME, [value], 60) for value in values))
+        assert sorted(await rig.values(NAME)) == sorted(values)
+        await asyncio.gather(*(provider.remove_txt(ZONE, NAME, [value], None) for value in values))
+    assert len(rig.server.asked("^POST .*changes$")) == 40
 
 
 async def test_a_set_with_a_routing_policy_is_left_alone(rig: GoogleRig) -> None:

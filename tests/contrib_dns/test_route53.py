@@ -362,6 +362,17 @@ async def test_names_of_one_zone_share_batches_and_one_bad_name_spoils_none(rig:
     assert any(len(batch) > 1 for batch in rig.server.batches)
 
 
+async def test_calls_for_one_name_wait_for_each_other(rig: Route53Rig) -> None:
+    """Of many that race each other some would lose every round."""
+    zone = Zone(name="example.org", id="Z2")
+    values = [f"value-{number}" for number in range(20)]
+    async with opened(rig) as provider:
+        await asyncio.gather(*(provider.add_txt(zone, NAME, [value], 60) for value in values))
+        assert sorted(rig.server.txt(rig.hosted, NAME)) == sorted(values)
+        await asyncio.gather(*(provider.remove_txt(zone, NAME, [value], None) for value in values))
+    assert len(rig.server.asked("^POST")) == 40
+
+
 async def test_a_broken_off_sender_does_not_take_the_others_down(rig: Route53Rig) -> None:
     """Whoever sends for all may be cancelled; the others look what became of theirs."""
     zone = Zone(name="example.org", id="Z2")
@@ -479,7 +490,10 @@ async def test_an_answer_that_cannot_be_read_is_asked_for_again(
     rig.server.fail("status", where=where, status=status, body=body, content_type="text/xml")
     async with opened(rig) as provider:
         await provider.add_txt(await provider.find_zone(NAME), NAME, [ONE], 60)
-    assert rig.server.txt(rig.hosted, NAME) == [ONE]
+        assert rig.server.txt(rig.hosted, NAME) == [ONE]
+        rig.server.fail("status", where=where, status=status, body=body, content_type="text/xml")
+        await provider.remove_txt(Zone(name="example.org", id="Z2"), NAME, [ONE], None)
+    assert rig.server.txt(rig.hosted, NAME) == []
 
 
 @pytest.mark.parametrize(

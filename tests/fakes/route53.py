@@ -27,8 +27,8 @@ QUERIES = {
     "ListResourceRecordSets": {"name", "type", "identifier", "maxitems"},
 }
 
-# By name, says the description, and not how types are ordered: as it lists them, TXT is not the last.
-TYPES = ["SOA", "A", "TXT", "NS", "CNAME", "MX", "SRV", "AAAA", "CAA"]
+# By name, says the description, and not how types are ordered: SOA is neither first here, nor TXT last.
+TYPES = ["A", "AAAA", "CAA", "CNAME", "NS", "SOA", "TXT", "MX", "SRV"]
 
 Key = tuple[str, str, str]
 
@@ -205,7 +205,7 @@ class FakeRoute53(FakeApi):
     def _list_sets(self, zone: FakeZone, query: Mapping[str, str]) -> web.Response:
         if "type" in query and "name" not in query:
             raise Refusal(400, "InvalidInput", "type without name")
-        start = (_order(query.get("name", "")), TYPES.index(query.get("type", "SOA")), query.get("identifier", ""))
+        start = (_order(query.get("name", "")), TYPES.index(query.get("type", TYPES[0])), query.get("identifier", ""))
         wanted = sorted(zone.sets.values(), key=_place)
         if "name" in query:
             wanted = [each for each in wanted if _place(each) >= start]

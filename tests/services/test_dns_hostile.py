@@ -359,3 +359,38 @@ async def test_nothing_is_written_to_a_provider_that_is_being_deleted(world: Any
     await world.records.release("order_1:t")
     await world.idle()
     assert await world.journal() == []
+
+
+async def test_a_secret_that_is_rotated_while_it_is_read_is_not_kept(world: Any) -> None:
+    """The old one would be used for a minute after the reply said that the new one is there."""
+    await world.put_secret("dns/token", "old")
+
+    async def rotate(key: str) -> None:
+        world.store.after_get = None
+        await world.put_secret("dns/token", "new")
+
+    world.store.after_get = rotate
+    assert (await world.secret_store.read("dns/token")).reveal() == "old"
+    assert (await world.secret_store.read("dns/token")).reveal() == "new"
+
+
+async def test_a_name_never_holds_too_many_values_however_often_the_daemon_dies(world: Any) -> None:
+    """What earlier lives left in DNS counts: a validator that does not turn to TCP finds nothing among more."""
+    account_id = await world.account()
+    names = ("example.test", "*.example.test")
+    ids = [await world.dns_order(*names, account_id=account_id) for _ in range(12)]
+    most = 0
+
+    async def count() -> None:
+        nonlocal most
+        most = max(most, len(world.service.sets.get(NAME, ())))
+
+    world.name_servers.before_look = count
+    for number in range(3):
+        looks = len(world.name_servers.looks) + 2 + number
+        await world.until(lambda wanted=looks: len(world.name_servers.looks) >= wanted)
+        await world.die()
+        await world.issuing.resume()
+        await world.records.sweep()
+    assert {(await world.ended(each)).status for each in ids} == {"valid"}
+    assert 0 < most <= txt_records.VALUES_AT_ONCE
