@@ -374,23 +374,21 @@ async def test_a_secret_that_is_rotated_while_it_is_read_is_not_kept(world: Any)
     assert (await world.secret_store.read("dns/token")).reveal() == "new"
 
 
-async def test_a_name_never_holds_too_many_values_however_often_the_daemon_dies(world: Any) -> None:
-    """What earlier lives left in DNS counts: a validator that does not turn to TCP finds nothing among more."""
+async def test_orders_with_values_in_dns_have_their_shares_again_before_any_other(world: Any) -> None:
+    """After a kill they may be slow to come back, and those that waited behind them must not be quicker."""
     account_id = await world.account()
-    names = ("example.test", "*.example.test")
-    ids = [await world.dns_order(*names, account_id=account_id) for _ in range(12)]
-    most = 0
-
-    async def count() -> None:
-        nonlocal most
-        most = max(most, len(world.service.sets.get(NAME, ())))
-
-    world.name_servers.before_look = count
-    for number in range(3):
-        looks = len(world.name_servers.looks) + 2 + number
-        await world.until(lambda wanted=looks: len(world.name_servers.looks) >= wanted)
-        await world.die()
-        await world.issuing.resume()
-        await world.records.sweep()
-    assert {(await world.ended(each)).status for each in ids} == {"valid"}
-    assert 0 < most <= txt_records.VALUES_AT_ONCE
+    seen, go_on = asyncio.Event(), asyncio.Event()
+    world.name_servers.before_look = seen.wait
+    for _ in range(6):
+        await world.dns_order("example.test", "*.example.test", account_id=account_id)
+    await world.until(lambda: len(world.service.sets.get(NAME, ())) == txt_records.VALUES_AT_ONCE)
+    await world.die()
+    world.ca.script["order"].extend([go_on.wait] * 3)
+    await world.issuing.resume()
+    shares = world.tools.solvers.claims._shares
+    await world.until(lambda: any(len(each._waiting) == 3 for each in shares.values()))
+    assert len(world.service.sets[NAME]) == txt_records.VALUES_AT_ONCE
+    seen.set()
+    go_on.set()
+    await world.idle()
+    assert len(await world.certificates()) == 6
