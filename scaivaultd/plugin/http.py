@@ -134,18 +134,19 @@ class HttpApi:
             ProviderError: what `error_from` made of the answer, or what follows from its status.
         """
         request = self._request(method, path, query, json, body, headers)
-        refused = False
+        refused = asked_anew = False
         failures = 0
         while True:
             try:
                 answer = await self._attempt(request, refused, repeatable)
+                refused = False
                 if answer.ok or answer.status in accept:
                     return answer
                 raise self._error(answer, repeatable)
             except ProviderAuthError:
-                if refused:
+                if asked_anew:
                     raise
-                refused = True
+                refused = asked_anew = True
             except (LostAnswer, Conflict):
                 raise  # to be decided by looking at what is there: `repeated`
             except TransientError as error:
