@@ -124,7 +124,7 @@ Replace the paths, the two Structs and `error_from` by those of the real service
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -145,7 +145,7 @@ from scaivaultd.plugin import (
     candidates,
     hookimpl,
 )
-from scaivaultd.plugin.http import HttpAnswer, HttpApi, HttpRequest, open_api, quoted
+from scaivaultd.plugin.http import HttpAnswer, HttpApi, bearer, open_api, quoted
 
 SCAIVAULTD_PLUGIN_API = "@API@"
 
@@ -228,12 +228,7 @@ def error_from(answer: HttpAnswer) -> ProviderError | None:
 async def open_provider(settings: OwnSettings, context: PluginContext) -> AsyncIterator[DnsProvider]:
     """One provider with a connection pool of its own."""
 
-    async def authorize(request: HttpRequest, refused: bool) -> Mapping[str, str]:
-        if refused:
-            context.secrets.forget(settings.token_path)
-        token = await context.secrets.read(settings.token_path)
-        return {"Authorization": f"Bearer {token.reveal()}"}
-
+    authorize = bearer(context.secrets, settings.token_path)
     async with open_api(settings.api_base, settings, context, authorize=authorize, error_from=error_from) as api:
         yield Provider(api)
 

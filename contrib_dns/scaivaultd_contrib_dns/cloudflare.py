@@ -30,7 +30,7 @@ from scaivaultd.plugin import (
     relative_name,
     unquoted,
 )
-from scaivaultd.plugin.http import HttpRequest, open_api
+from scaivaultd.plugin.http import HttpRequest, open_api, token_from
 from scaivaultd_contrib_dns.cloudflare_api import (
     DUPLICATE_CODES,
     NO_SUCH_ZONE_CODES,
@@ -314,12 +314,7 @@ class _Tokens:
         self._secrets = context.secrets
 
     async def authorize(self, request: HttpRequest, refused: bool) -> Mapping[str, str]:
-        reference = self._reference(request)
-        if refused:
-            self._secrets.forget(reference)
-        token = (await self._secrets.read(reference)).reveal().strip()
-        if not re.fullmatch(r"[!-~]+", token):
-            raise ProviderAuthError(f"the secret {reference} is no API token: it holds blanks or other odd characters")
+        token = await token_from(self._secrets, self._reference(request), refused)
         return {"Authorization": f"Bearer {token}"}
 
     def _reference(self, request: HttpRequest) -> str:

@@ -22,7 +22,7 @@ from scaivaultd.plugin import (
     TransientError,
     normal_name,
 )
-from scaivaultd.plugin.http import HttpAnswer, HttpApi, error_by_status, quoted
+from scaivaultd.plugin.http import HttpAnswer, HttpApi, decoded, error_by_status, quoted
 
 ZONES_PER_PAGE = 50
 RECORDS_PER_PAGE = 100
@@ -48,6 +48,7 @@ class Entry(Protocol):
         ...
 
 
+SERVICE = "Cloudflare"
 T = TypeVar("T")
 E = TypeVar("E", bound=Entry)
 
@@ -296,10 +297,7 @@ def _decoded(answer: HttpAnswer, shape: type[Envelope[T]]) -> Envelope[T]:
         LostAnswer: it is something else than documented.
         ProviderError: it says `success: false` although its status is 2xx.
     """
-    try:
-        envelope = msgspec.json.decode(answer.body, type=shape, strict=False)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise LostAnswer(f"Cloudflare answers something else than documented (HTTP {answer.status})") from None
+    envelope = decoded(answer, shape, SERVICE)
     if envelope.success is False:
         raise _error_of(answer, envelope)
     return envelope

@@ -6,7 +6,6 @@ when an answer was lost.
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,7 +20,6 @@ from scaivaultd.plugin import (
     Handle,
     PermanentError,
     PluginContext,
-    ProviderAuthError,
     ProviderError,
     ProviderSettings,
     Zone,
@@ -32,7 +30,7 @@ from scaivaultd.plugin import (
     relative_name,
     unquoted,
 )
-from scaivaultd.plugin.http import HttpAnswer, HttpRequest, open_api
+from scaivaultd.plugin.http import HttpAnswer, bearer, open_api
 from scaivaultd_contrib_dns.digitalocean_api import DigitalOceanApi, Record, error_from, is_txt_of
 
 SCAIVAULTD_PLUGIN_API = "1.1"
@@ -178,13 +176,7 @@ class DigitalOceanProvider:
 async def open_digitalocean(settings: DigitalOceanSettings, context: PluginContext) -> AsyncIterator[DnsProvider]:
     """A provider with a session of its own."""
 
-    async def authorize(request: HttpRequest, refused: bool) -> Mapping[str, str]:
-        if refused:
-            context.secrets.forget(settings.api_token_path)
-        token = (await context.secrets.read(settings.api_token_path)).reveal().strip()
-        if not re.fullmatch(r"[!-~]+", token):
-            raise ProviderAuthError(f"the secret {settings.api_token_path} is no token: it holds odd characters")
-        return {"Authorization": f"Bearer {token}"}
+    authorize = bearer(context.secrets, settings.api_token_path)
 
     def error(answer: HttpAnswer) -> ProviderError | None:
         return error_from(answer, context.clock)

@@ -10,7 +10,6 @@ import msgspec
 
 from scaivaultd.plugin import (
     Clock,
-    LostAnswer,
     PermanentError,
     ProviderAuthError,
     ProviderError,
@@ -18,8 +17,9 @@ from scaivaultd.plugin import (
     normal_name,
     relative_name,
 )
-from scaivaultd.plugin.http import HttpAnswer, HttpApi, error_by_status, quoted
+from scaivaultd.plugin.http import HttpAnswer, HttpApi, decoded, error_by_status, quoted, told
 
+SERVICE = "DigitalOcean"
 T = TypeVar("T")
 
 PER_PAGE = 200
@@ -103,7 +103,7 @@ class DigitalOceanApi:
         """Whether the account has a domain of exactly this name."""
         # What cannot be a domain's name may be refused as such.
         answer = await self.http.call("GET", f"/domains/{quoted(name)}", accept=NO_DOMAIN_STATUS)
-        return answer.ok and _said(answer, _decoded(answer, Found).domain) is not None
+        return answer.ok and told(answer, decoded(answer, Found, SERVICE).domain, SERVICE) is not None
 
     async def domains(self) -> list[str]:
         """The names of all domains."""
@@ -115,7 +115,7 @@ class DigitalOceanApi:
     async def domain_count(self) -> int:
         """How many domains there are, as far as one short answer tells."""
         answer = await self.http.call("GET", "/domains", query={"page": 1, "per_page": 1})
-        page = _decoded(answer, Page)
+        page = decoded(answer, Page, SERVICE)
         total = page.meta.total if page.meta else None
         return len(_present(page.domains)) if total is None else total
 
@@ -139,7 +139,7 @@ class DigitalOceanApi:
         """
         record = {"type": "TXT", "name": relative, "data": value, "ttl": ttl}
         answer = await self.http.call("POST", _records_path(domain), json=record, repeatable=False)
-        created = _decoded(answer, Created).domain_record
+        created = decoded(answer, Created, SERVICE).domain_record
         return str(created.id) if created and created.id else ""
 
     async def record(self, domain: str, record_id: str) -> Record | None:
@@ -148,7 +148,7 @@ class DigitalOceanApi:
             answer = await self.http.call("GET", f"{_records_path(domain)}/{quoted(record_id)}")
         except PermanentError:
             return None
-        return _decoded(answer, Created).domain_record
+        return decoded(answer, Created, SERVICE).domain_record
 
     async def delete(self, domain: str, record_id: str) -> None:
         """Delete one record; one that is gone is no error."""
@@ -163,8 +163,8 @@ class DigitalOceanApi:
             answer = await self.http.call("GET", path, query=query, accept=NO_PAGE_STATUS if number > 1 else set())
             if not answer.ok:
                 return
-            page = _decoded(answer, Page)
-            _said(answer, page.domain_records if page.domains is msgspec.UNSET else page.domains)
+            page = decoded(answer, Page, SERVICE)
+            told(answer, page.domain_records if page.domains is msgspec.UNSET else page.domains, SERVICE)
             yield page
             before = len(seen)
             seen.update(_marks(page))
@@ -208,29 +208,6 @@ def _seconds_until_allowed(answer: HttpAnswer, clock: Clock) -> float | None:
     if not re.fullmatch(r"[0-9]{1,12}", reset):
         return None
     return min(max(0.0, int(reset) - clock.now().timestamp()), 3600.0)
-
-
-def _decoded(answer: HttpAnswer, shape: type[T]) -> T:
-    """Read an answer that is 2xx.
-
-    Raises:
-        LostAnswer: it is something else than documented.
-    """
-    try:
-        return msgspec.json.decode(answer.body, type=shape, strict=False)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise LostAnswer(f"DigitalOcean answers something else than documented (HTTP {answer.status})") from None
-
-
-def _said(answer: HttpAnswer, member: T | msgspec.UnsetType) -> T:
-    """What was asked for; an answer that is silent about it does not say that there is none.
-
-    Raises:
-        LostAnswer: it is silent.
-    """
-    if isinstance(member, msgspec.UnsetType):
-        raise LostAnswer(f"DigitalOcean answers something else than documented (HTTP {answer.status})")
-    return member
 
 
 def _present(entries: list[T | None] | msgspec.UnsetType | None) -> list[T]:

@@ -7,7 +7,6 @@ already and one that is not there come as errors whose codes are not settled, an
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -34,7 +33,7 @@ from scaivaultd.plugin import (
     relative_name,
     unquoted,
 )
-from scaivaultd.plugin.http import HttpRequest, open_api
+from scaivaultd.plugin.http import HttpRequest, open_api, token_from
 from scaivaultd_contrib_dns.hetzner_api import (
     Action,
     Change,
@@ -252,11 +251,7 @@ class _Token:
         self._secrets = context.secrets
 
     async def authorize(self, request: HttpRequest, refused: bool) -> Mapping[str, str]:
-        if refused:
-            self._secrets.forget(self._reference)
-        token = (await self._secrets.read(self._reference)).reveal().strip()
-        if not re.fullmatch(r"[!-~]+", token):
-            raise ProviderAuthError(f"the secret {self._reference} is no token: it holds blanks or odd characters")
+        token = await token_from(self._secrets, self._reference, refused)
         if refused and len(token) == OLD_TOKEN_LENGTH:
             raise ProviderAuthError(
                 f"the secret {self._reference} is refused, and with {OLD_TOKEN_LENGTH} characters it looks like a "

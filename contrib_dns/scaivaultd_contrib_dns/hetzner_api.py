@@ -9,7 +9,6 @@ import msgspec
 
 from scaivaultd.plugin import (
     Conflict,
-    LostAnswer,
     PermanentError,
     ProviderAuthError,
     ProviderError,
@@ -17,8 +16,9 @@ from scaivaultd.plugin import (
     TransientError,
     ZoneNotFound,
 )
-from scaivaultd.plugin.http import HttpAnswer, HttpApi, error_by_status, quoted
+from scaivaultd.plugin.http import HttpAnswer, HttpApi, decoded, error_by_status, quoted, told
 
+SERVICE = "Hetzner"
 T = TypeVar("T")
 
 COMMENT = "ACME challenge, removed when validated"
@@ -127,11 +127,11 @@ class HetznerApi:
         """The zone of exactly this name; None when the project has none."""
         # What cannot be a zone's name may be refused as such.
         answer = await self.http.call("GET", f"/zones/{quoted(name)}", accept=NO_ZONE_STATUS)
-        return _said(answer, _decoded(answer).zone) if answer.ok else None
+        return told(answer, decoded(answer, Document, SERVICE).zone, SERVICE) if answer.ok else None
 
     async def zone_count(self) -> int:
         """How many zones the project has, as far as one short answer tells."""
-        document = _decoded(await self.http.call("GET", "/zones", query={"page": 1, "per_page": 1}))
+        document = decoded(await self.http.call("GET", "/zones", query={"page": 1, "per_page": 1}), Document, SERVICE)
         pagination = document.meta.pagination if document.meta else None
         total = pagination.total_entries if pagination else None
         return len(document.zones or ()) if total is None else total
@@ -139,7 +139,7 @@ class HetznerApi:
     async def txt_set(self, zone: str, relative: str) -> RecordSet | None:
         """The TXT record set of a relative name; None when it, or the zone, is not there."""
         answer = await self.http.call("GET", _set_path(zone, relative), accept={404})
-        return _said(answer, _decoded(answer).rrset) if answer.ok else None
+        return told(answer, decoded(answer, Document, SERVICE).rrset, SERVICE) if answer.ok else None
 
     async def change(self, zone: str, relative: str, change: Change) -> Action | None:
         """Ask for a change, and return the action that carries it out.
@@ -159,14 +159,14 @@ class HetznerApi:
         if answer.status == 404:
             raise ZoneNotFound(f"the zone {zone} or its record set {relative} is not in this Hetzner project")
         try:
-            return _decoded(answer).action
+            return decoded(answer, Document, SERVICE).action
         except TransientError:
             return None  # accepted, whatever the answer says: the name servers will tell
 
     async def action(self, action_id: str) -> Action | None:
         """How an action is getting on; None when it is forgotten already."""
         answer = await self.http.call("GET", f"/actions/{quoted(action_id)}", accept={404})
-        return _decoded(answer).action if answer.ok else None
+        return decoded(answer, Document, SERVICE).action if answer.ok else None
 
 
 def error_from(answer: HttpAnswer) -> ProviderError | None:
@@ -199,7 +199,7 @@ def error_from(answer: HttpAnswer) -> ProviderError | None:
 def _fault(answer: HttpAnswer) -> Fault:
     """The service's own words; none when the body is something else (a gateway's HTML)."""
     try:
-        return _decoded(answer).error or Fault()
+        return decoded(answer, Document, SERVICE).error or Fault()
     except TransientError:
         return Fault()
 
@@ -230,29 +230,6 @@ def _field_texts(details: Any) -> Iterator[str]:
 def _request_id(answer: HttpAnswer) -> str:
     request = answer.headers.get("x-correlation-id", "")
     return f", request {request[:64]}" if request else ""
-
-
-def _decoded(answer: HttpAnswer) -> Document:
-    """Read an answer.
-
-    Raises:
-        LostAnswer: it is something else than documented.
-    """
-    try:
-        return msgspec.json.decode(answer.body, type=Document, strict=False)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise LostAnswer(f"Hetzner answers something else than documented (HTTP {answer.status})") from None
-
-
-def _said(answer: HttpAnswer, member: T | msgspec.UnsetType) -> T:
-    """What was asked for; an answer that is silent about it does not say that there is none.
-
-    Raises:
-        LostAnswer: it is silent.
-    """
-    if isinstance(member, msgspec.UnsetType):
-        raise LostAnswer(f"Hetzner answers something else than documented (HTTP {answer.status})")
-    return member
 
 
 def _set_path(zone: str, relative: str) -> str:

@@ -30,6 +30,7 @@ import msgspec
 
 from scaivaultd.gateways.nats_process import LAUNCHER, SYSTEM_PATH, ServerProcess, ask
 from scaivaultd.model.errors import StartupError
+from scaivaultd.plugin import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,22 +66,6 @@ _LOG_LEVELS = {
 }
 # Expected: any NATS client can use a password, and its file is as private as a key's would be.
 _EXPECTED_WARNING = "Plaintext passwords detected"
-
-
-class Secret:
-    """A text that does not show itself: it prints as `Secret(...)` and no codec knows it."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        """The text, for the line that hands it over."""
-        return self._text
-
-    def __repr__(self) -> str:
-        return "Secret(...)"
 
 
 class _Credentials(msgspec.Struct, frozen=True):

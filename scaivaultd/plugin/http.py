@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import email.utils
 import ipaddress
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC
@@ -28,6 +29,7 @@ from scaivaultd.plugin.errors import (
     RateLimited,
     TransientError,
 )
+from scaivaultd.plugin.secrets import SecretReader
 
 T = TypeVar("T")
 
@@ -35,6 +37,7 @@ CONNECT_SECONDS = 10.0
 BODY_MAX = 8 << 20
 BASE_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
+_TOKEN = re.compile(r"[!-~]+")
 RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -269,6 +272,57 @@ def _session(timeout: aiohttp.ClientTimeout, *, force_close: bool = False) -> ai
         auto_decompress=True,
         trust_env=False,
     )
+
+
+async def token_from(secrets: SecretReader, reference: str, refused: bool) -> str:
+    """A token for a header: read at the moment of use, and anew when the service has refused the last one.
+
+    Raises:
+        ProviderAuthError: the secret holds what no token holds (blanks, line breaks), so it is another secret.
+        SecretMissing: it is not there.
+    """
+    if refused:
+        secrets.forget(reference)
+    token = (await secrets.read(reference)).reveal().strip()
+    if not _TOKEN.fullmatch(token):
+        raise ProviderAuthError(f"the secret {reference} is no token: it holds blanks or other odd characters")
+    return token
+
+
+def bearer(secrets: SecretReader, reference: str) -> Authorize:
+    """Authorizes every request with the token at `reference` (RFC 6750)."""
+
+    async def authorize(request: HttpRequest, refused: bool) -> Mapping[str, str]:
+        return {"Authorization": f"Bearer {await token_from(secrets, reference, refused)}"}
+
+    return authorize
+
+
+def decoded(answer: HttpAnswer, shape: type[T], service: str) -> T:
+    """A 2xx answer as a Struct; numbers may stand in strings.
+
+    Raises:
+        LostAnswer: it is something else than documented, such as a gateway's page: nobody knows what was done.
+    """
+    try:
+        return msgspec.json.decode(answer.body, type=shape, strict=False)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise _undocumented(answer, service) from None
+
+
+def told(answer: HttpAnswer, member: T | msgspec.UnsetType, service: str) -> T:
+    """What was asked for, where silence about it is not the same as none.
+
+    Raises:
+        LostAnswer: the answer is silent.
+    """
+    if isinstance(member, msgspec.UnsetType):
+        raise _undocumented(answer, service)
+    return member
+
+
+def _undocumented(answer: HttpAnswer, service: str) -> LostAnswer:
+    return LostAnswer(f"{service} answers something else than documented (HTTP {answer.status})")
 
 
 def error_by_status(answer: HttpAnswer, detail: str, code: str | None = None) -> ProviderError:

@@ -344,7 +344,7 @@ async def test_a_secret_that_can_be_no_token_is_refused_by_reference(
 ) -> None:
     """It would make an invalid header; the text of the error names the reference and not the secret."""
     async with open_provider(api, secrets=FixedSecrets({"dns/token": text})) as provider:
-        with pytest.raises(ProviderAuthError, match="the secret dns/token is no API token") as caught:
+        with pytest.raises(ProviderAuthError, match="the secret dns/token is no token") as caught:
             await provider.find_zone(NAME)
     assert text not in caught.value.detail
     assert server.seen == []

@@ -25,9 +25,10 @@ import structlog
 from nats.js.api import StreamConfig
 
 from scaivaultd.gateways.nats_process import LAUNCHER
-from scaivaultd.gateways.nats_server import NatsServerChild, Secret, find_server, server_version
+from scaivaultd.gateways.nats_server import NatsServerChild, find_server, server_version
 from scaivaultd.model.clock import SystemClock
 from scaivaultd.model.errors import StartupError
+from scaivaultd.plugin import Secret
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
