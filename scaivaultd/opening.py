@@ -13,11 +13,13 @@ import msgspec
 from scaivaultd.listeners.http01 import Http01Fallback, Http01Listener
 from scaivaultd.listeners.sockets import bind_all
 from scaivaultd.listeners.tlsalpn01 import TlsAlpn01Listener
+from scaivaultd.model.errors import StartupError
 from scaivaultd.model.ids import DnsProviderId
 from scaivaultd.model.resources import DnsProvider
 from scaivaultd.services.documents import digest
 from scaivaultd.services.jobs import bounded
 from scaivaultd.services.solvers import OpenSolver, Solvers
+from scaivaultd.settings import TlsAlpn01Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from scaivaultd.model.clock import Clock
     from scaivaultd.plugin import PluginContext, SecretBackend, SecretBackendKind, SolverContext, SolverKind
     from scaivaultd.settings import DnsProviderSettings, Settings
+    from scaivaultd.settings_values import ListenAddress
 
 T = TypeVar("T")
 
@@ -52,13 +55,32 @@ def bind_listeners(settings: Settings, stack: AsyncExitStack, *, clock: Clock, l
     )
     stack.push_async_callback(http01.close)
     tlsalpn01 = TlsAlpn01Listener(
-        _bound("tlsalpn01", settings.tlsalpn01.listen, log),
+        _bound("tlsalpn01", _to_be_had(settings.tlsalpn01.listen, log), log),
         upstream=settings.tlsalpn01.upstream,
         clock=clock,
         log=log,
     )
     stack.push_async_callback(tlsalpn01.close)
     return Listeners(http01=http01, tlsalpn01=tlsalpn01)
+
+
+def _to_be_had(listen: Sequence[ListenAddress], log: FilteringBoundLogger) -> Sequence[ListenAddress]:
+    """Of the default, what this host lets us have; whoever names addresses means them.
+
+    Port 443 is a web server's on most hosts, and http-01 and dns-01 do without it.
+    """
+    if listen != TlsAlpn01Settings().listen:
+        return listen
+    free = []
+    for entry in listen:
+        try:
+            for each in bind_all([entry]).sockets:
+                each.close()
+        except StartupError as error:
+            log.warning("tlsalpn01.address_skipped", listen=entry, reason=str(error))
+        else:
+            free.append(entry)
+    return free
 
 
 def _bound(name: str, listen: Sequence[Any], log: FilteringBoundLogger) -> Any:

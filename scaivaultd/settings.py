@@ -112,7 +112,7 @@ class TlsAlpn01Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         tuple[ListenAddress, ...],
         Meta(
             description="Addresses to listen on; CAs ask on port 443, so another port needs a forwarder in front. "
-            "Empty: no listener."
+            "Empty: no listener. Of the default, what is taken or forbidden is left out with a warning."
         ),
     ] = (ListenAddress("0.0.0.0:443"), ListenAddress("[::]:443"))
     upstream: Annotated[

@@ -213,7 +213,9 @@ class TlsAlpn01Listener:
             OSError: the process has no descriptors or no memory left.
         """
         if not self._is_somewhere:
-            raise ValueError("[tlsalpn01] listen is empty: the daemon has no port at which a CA could ask")
+            raise ValueError(
+                "the daemon listens nowhere for tls-alpn-01 ([tlsalpn01] listen): a CA has no port to ask at"
+            )
         name = normal_identifier(identifier)
         context = challenge_context(name, key_authorization, self._clock.now())
         self._pending[server_name_for(name)] = _Pending(name, context)
