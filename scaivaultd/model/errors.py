@@ -107,8 +107,8 @@ class UnsupportedChallenge(InvalidRequest):
     status: ClassVar[int] = 422
     title: ClassVar[str] = "The challenge type does not fit"
     remedy: ClassVar[str] = (
-        "Wildcards are proven by dns-01 only; IP addresses by http-01 or tls-alpn-01 only. "
-        "Choose another `challenge_type`, or split the request."
+        "Wildcards are proven by dns-01 only; IP addresses by http-01 or tls-alpn-01 only; dns-01 needs a DNS provider "
+        "(`pki.dns_providers.create`). Choose another `challenge_type`, or split the request."
     )
 
 

@@ -207,11 +207,9 @@ class Issuing:
             except NotFound as error:
                 raise _invalid("/dns_provider", "not_found", error.detail) from None
         elif request.solver in (None, "dns-01") and not await self._providers.all():
-            raise _invalid(
-                "/challenge_type",
-                "no_dns_provider",
-                "no DNS provider is configured; create one with pki.dns_providers.create",
-            )
+            detail = "no DNS provider is configured; create one with pki.dns_providers.create"
+            field = FieldError(pointer="/challenge_type", code="no_dns_provider", detail=detail)
+            raise UnsupportedChallenge(detail, [field])
 
     def _start(
         self,

@@ -9,7 +9,7 @@ import re
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -262,7 +262,7 @@ async def test_a_client_of_another_making_gets_a_certificate(make_pebble: Any, m
 async def test_every_command_answers_as_the_reference_says(make_pebble: Any, make_daemon: Any) -> None:
     """Callers are written from the reference: no member may be missing, and none undocumented."""
     pebble = await make_pebble()
-    daemon = await make_daemon(pebble)
+    daemon = await make_daemon(pebble, dns='resolvers = ["127.0.0.1:9"]')
     seen: dict[str, Any] = {}
 
     async def ask(command: str, **body: Any) -> Any:
@@ -308,10 +308,29 @@ async def test_every_command_answers_as_the_reference_says(make_pebble: Any, mak
     assert parts[2] == parts[0] + parts[1]
     await ask("pki.certificates.key", id=certificate["id"])
     assert (await ask("sys.health"))["status"] == "ok"
-    assert (await ask("sys.info"))["challenge_types"] == ["http-01"]
+    assert (await ask("sys.info"))["challenge_types"] == ["dns-01", "http-01", "tls-alpn-01"]
+    await ask_about_dns(ask)
     for moment in (account["created_at"], order["created_at"], order["not_after"], certificate["not_before"]):
         assert RFC_3339.fullmatch(moment), moment
     assert sorted(seen) == sorted(documented_commands())
+
+
+async def ask_about_dns(ask: Callable[..., Awaitable[Any]]) -> None:
+    """The commands around dns-01, with a name server that does not exist."""
+    secret = await ask("secrets.put", path="dns/tsig", value="c2VjcmV0")
+    assert secret["version"] == 1
+    config = {"server": "127.0.0.1", "port": 9, "tsig_key_name": "k", "tsig_secret_path": "dns/tsig", "max_retries": 0}
+    provider = await ask("pki.dns_providers.create", name="dns", type="rfc2136", zones=["example.test"], config=config)
+    assert re.fullmatch(f"dnsp_{ULID}", provider["id"])
+    assert await ask("pki.dns_providers.get", id="dns") == provider
+    assert (await ask("pki.dns_providers.list"))["items"] == [provider]
+    assert (await ask("pki.dns_providers.update", id=provider["id"], zones=["a.test"]))["zones"] == ["a.test"]
+    tested = await ask("pki.dns_providers.test", id="dns", timeout_seconds=1)
+    assert (tested["ok"], tested["steps"][-1]["status"]) == (False, "failed")
+    assert (await ask("pki.dns_providers.trace", name="*.a.test"))["problems"]
+    assert [each["used_by"] for each in (await ask("secrets.list"))["items"]] == [["dns"]]
+    assert (await ask("pki.dns_providers.delete", id="dns"))["deleted"]
+    assert (await ask("secrets.delete", path="dns/tsig"))["deleted"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b" {} \n"])
@@ -506,17 +525,18 @@ async def test_every_bad_name_is_refused_with_its_own_reason(waiting_daemon: Any
 
 
 async def test_names_without_a_fitting_challenge_are_refused(waiting_daemon: Any, waiting_ca: Any) -> None:
-    """A wildcard needs dns-01, and dns-01 needs a solver: both are told before a CA is asked."""
+    """A wildcard needs dns-01, and dns-01 needs a provider: both are told before a CA is asked."""
     account_id = await pending_account(waiting_daemon, waiting_ca)
     wildcard = an_order(account_id, "example.test", "*.example.test")
     problem = await refused(waiting_daemon, "pki.acme.issue", wildcard)
     assert (problem["code"], problem["status"]) == ("unsupported_challenge", 422)
     assert [error["pointer"] for error in problem["errors"]] == ["/domains/1"]
-    for challenge_type in ("dns-01", "tls-alpn-01"):
-        request = {**an_order(account_id), "challenge_type": challenge_type}
-        problem = await refused(waiting_daemon, "pki.acme.issue", request)
-        assert problem["code"] == "unsupported_challenge"
-        assert [error["pointer"] for error in problem["errors"]] == ["/challenge_type"]
+    request = {**an_order(account_id), "challenge_type": "dns-01"}
+    problem = await refused(waiting_daemon, "pki.acme.issue", request)
+    assert problem["code"] == "unsupported_challenge"
+    assert [(error["pointer"], error["code"]) for error in problem["errors"]] == [
+        ("/challenge_type", "no_dns_provider")
+    ]
 
 
 async def test_the_pointer_at_a_wildcard_counts_as_the_caller_does(waiting_daemon: Any, waiting_ca: Any) -> None:
