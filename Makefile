@@ -31,7 +31,7 @@ docs: venv ## Write the generated reference pages anew
 	$(BIN)/python -m scaivaultd.reference docs/reference
 
 lock: ## Resolve the dependencies anew (needs uv)
-	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra embedded --extra lexicon --group dev --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url --no-header --upgrade -o requirements.lock
 
 clean: ## Remove everything that make has made
