@@ -5,7 +5,7 @@ from __future__ import annotations
 import email.utils
 import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urljoin
 
 import msgspec
@@ -26,7 +26,29 @@ if TYPE_CHECKING:
 _A_CENTURY_SECONDS = 100 * 365 * 86_400
 _NONCE = re.compile(r"[A-Za-z0-9_-]{1,1024}")
 _LINK = re.compile(r"<([^<>]*)>\s*((?:;\s*[^\s=;,]+\s*(?:=\s*(?:\"[^\"]*\"|[^\s\",;]*)\s*)?)*)(?:,|$)")
+_GENERAL_TYPES = frozenset({"malformed", "unauthorized", "conflict", "about:blank"})
+_ABOUT_REPLACES = re.compile(r"\breplac|\bpredecessor|\bcert\s?id\b|\bARI\b", re.IGNORECASE)
 _PARAMETER = re.compile(r";\s*([^\s=;,]+)\s*=\s*(?:\"([^\"]*)\"|([^\s\",;]*))")
+
+
+class NotOffered(CaRefused):
+    """The CA does not have that function at all: no URL in its directory, or 501. Asking again will not help."""
+
+    title: ClassVar[str] = "The CA does not offer this"
+
+
+class CaConflict(CaRefused):
+    """409: what is asked for is there already, and `location` says where if the CA says.
+
+    A key change meets it when the new key has an account (RFC 8555 section 7.3.5), a newOrder when the predecessor
+    has a successor (RFC 9773 section 7.4); `problem` tells them apart.
+    """
+
+    title: ClassVar[str] = "The CA has it already"
+
+    def __init__(self, detail: str, problem: Problem | None = None, *, location: str | None = None) -> None:
+        super().__init__(detail, problem)
+        self.location = location
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,20 +64,27 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         return next((value for header, value in self.headers if header == name), None)
 
     @property
+    def location(self) -> str | None:
+        """A usable `Location`, byte for byte."""
+        value = self.header("location")
+        return value if value and value.isascii() else None
+
+    @property
     def nonce(self) -> str | None:
         """A usable `Replay-Nonce`; a malformed one counts as absent (RFC 8555 section 6.5.1)."""
         value = self.header("replay-nonce")
         return value if value is not None and _NONCE.fullmatch(value) else None
 
     def links(self, relation: str) -> tuple[str, ...]:
-        """Every target of `Link` headers with that relation, absolute (RFC 8288)."""
-        return tuple(
-            urljoin(self.url, target)
+        """Every target of `Link` headers with that relation, absolute (RFC 8288); what is no URL is left out."""
+        targets = (
+            _absolute(self.url, target)
             for name, value in self.headers
             if name == "link"
             for target, relations in _links(value)
             if relation in relations
         )
+        return tuple(target for target in targets if target is not None)
 
     def retry_after(self, now: datetime) -> float | None:
         """Seconds until the CA wants to be asked again; None when it does not say or says nonsense.
@@ -82,6 +111,13 @@ def _links(value: str) -> Iterator[tuple[str, frozenset[str]]]:
             if name.lower() == "rel":
                 yield match[1], frozenset((quoted or bare).lower().split())
                 break
+
+
+def _absolute(base: str, target: str) -> str | None:
+    try:
+        return urljoin(base, target)
+    except ValueError:
+        return None
 
 
 def _http_date(value: str | None) -> datetime | None:
@@ -122,9 +158,28 @@ def error_from(answer: Answer, what: str, now: datetime) -> ScaivaultError:
             retry_after=retry_after,
             retry_at=None if retry_after is None else now + timedelta(seconds=min(retry_after, 10 * 365 * 86_400)),
         )
+    if answer.status == 501:
+        # Not weather: the CA will not learn it while we wait.
+        return NotOffered(f"the CA does not offer {what}: {said}", problem)
     if answer.status >= 500 or answer.status in (408, 425):
         return CaUnavailable(f"the CA answered {answer.status} to {what}: {said}", retry_after)
+    if answer.status == 409:
+        return CaConflict(f"the CA refused {what}: {said}", problem, location=answer.location)
     return CaRefused(f"the CA refused {what}: {said}", problem)
+
+
+def is_about_replaces(refusal: CaRefused) -> bool:
+    """Whether a newOrder was refused for its `replaces` only, so that the same order without it may be made.
+
+    Besides alreadyReplaced (RFC 9773 section 7.4) CAs answer with general types and say in words that the predecessor
+    is unknown, somebody else's, or shares no name. A rate limit is never about it.
+    """
+    problem = refusal.problem
+    if problem is None or isinstance(refusal, BackendRateLimited | CaMisbehaved):
+        return False
+    if problem.name == "alreadyReplaced":
+        return True
+    return problem.name in _GENERAL_TYPES and _ABOUT_REPLACES.search(problem.detail) is not None
 
 
 def _problem_of(answer: Answer) -> Problem:

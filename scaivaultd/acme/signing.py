@@ -42,7 +42,10 @@ class _Jws(acme.jws.JWS):
 
 
 class AccountKey:
-    """The key that signs for one ACME account; prints as its thumbprint only."""
+    """The key that signs for one ACME account; prints as its thumbprint only.
+
+    A certificate's own key signs its revocation in the same way, by `jwk` (RFC 8555 section 7.6).
+    """
 
     def __init__(self, private_key_der: bytes) -> None:
         """Read an unencrypted PKCS #8 DER key: P-256, P-384 or RSA."""
@@ -74,10 +77,10 @@ class AccountKey:
         """The public key as JSON."""
         return cast("dict[str, Any]", self._jwk.public_key().to_json())
 
-    def sign(self, payload: bytes, *, url: str, nonce: str, kid: str | None) -> bytes:
+    def sign(self, payload: bytes, *, url: str, nonce: str | None, kid: str | None) -> bytes:
         """A flattened JWS as the body of a request; without `kid` the public key itself stands in the header.
 
-        An empty `payload` makes a POST-as-GET (RFC 8555 section 6.3).
+        An empty `payload` makes a POST-as-GET (RFC 8555 section 6.3). Only a JWS inside another has no `nonce`.
         """
         signed = _Jws.sign(
             payload,
@@ -102,6 +105,15 @@ def external_account_binding(key: AccountKey, *, key_id: str, hmac_key: bytes, u
         kid=key_id,
     )
     return cast("dict[str, Any]", json.loads(binding.json_dumps()))
+
+
+def key_change(old_key: AccountKey, new_key: AccountKey, *, account_url: str, url: str) -> bytes:
+    """The inner JWS of a key change (RFC 8555 section 7.3.5), made by the new key; the old one signs it as a payload.
+
+    It shows that whoever rolls over holds both keys: the new one by signing, the old one by the outer signature.
+    """
+    payload = {"account": account_url, "oldKey": old_key.public_jwk}
+    return new_key.sign(json.dumps(payload).encode(), url=url, nonce=None, kid=None)
 
 
 def parse_hmac_key(text: str, pointer: str = "/eab/hmac_key") -> bytes:

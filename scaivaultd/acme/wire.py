@@ -25,11 +25,17 @@ _JSON = msgspec.json.Decoder()
 
 
 class Directory(msgspec.Struct, frozen=True, kw_only=True):
-    """The CA's index of URLs (RFC 8555 section 7.1.1)."""
+    """The CA's index of URLs (RFC 8555 section 7.1.1); what is None this CA does not offer.
+
+    `profiles` maps the name of each advertised profile to its description.
+    """
 
     new_nonce: str
     new_account: str
     new_order: str
+    revoke_cert: str | None = None
+    key_change: str | None = None
+    renewal_info: str | None = None
     terms_of_service: str | None = None
     website: str | None = None
     caa_identities: tuple[str, ...] = ()
@@ -67,7 +73,8 @@ class Authorization(msgspec.Struct, frozen=True, kw_only=True):
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """A request for a certificate as the CA shows it; `identifiers` are pairs of type and value.
 
-    `finalize` is absent in the polled orders of at least one CA: keep the one from newOrder.
+    `finalize` is absent in the polled orders of at least one CA: keep the one from newOrder. `profile` and `replaces`
+    echo what was asked for, where the CA heeds it.
     """
 
     status: str
@@ -76,6 +83,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     finalize: str | None = None
     certificate: str | None = None
     expires: datetime | None = None
+    profile: str | None = None
+    replaces: str | None = None
     error: Problem | None = None
 
 
@@ -91,6 +100,9 @@ def directory_from(body: bytes) -> Directory:
         new_nonce=_required(document, "newNonce", "directory"),
         new_account=_required(document, "newAccount", "directory"),
         new_order=_required(document, "newOrder", "directory"),
+        revoke_cert=_text(document, "revokeCert"),
+        key_change=_text(document, "keyChange"),
+        renewal_info=_text(document, "renewalInfo"),
         terms_of_service=_text(meta, "termsOfService"),
         website=_text(meta, "website"),
         caa_identities=_texts(meta, "caaIdentities"),
@@ -126,6 +138,8 @@ def order_from(body: bytes) -> Order:
         finalize=_text(document, "finalize"),
         certificate=_text(document, "certificate"),
         expires=_moment(document, "expires"),
+        profile=clean(_text(document, "profile") or "") or None,
+        replaces=clean(_text(document, "replaces") or "") or None,
         error=_problem(document.get("error")),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import itertools
 import re
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
+from scaivaultd.acme import wire
 from scaivaultd.model.errors import CaMisbehaved
 from scaivaultd.model.names import Identifier
 
@@ -29,6 +31,8 @@ CHAIN_MAX = 10
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 _BASE64_LINE = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
@@ -40,6 +44,20 @@ class CertificateRefused(CaMisbehaved):
     def __init__(self, check: str, detail: str) -> None:
         super().__init__(f"certificate refused, check {check}: {detail}")
         self.check = check
+
+
+class DownloadedChain(msgspec.Struct, frozen=True, kw_only=True):
+    """A chain as the CA sent it, not judged yet, and the URLs of the other chains for the same leaf (section 7.4.2)."""
+
+    body: bytes
+    alternates: tuple[str, ...] = ()
+
+
+class ChainChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of the chains it is to be; `reason` says why it is the CA's default although another was preferred."""
+
+    index: int
+    reason: str | None = None
 
 
 class Chain(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +138,65 @@ def check_chain(body: bytes, private_key_der: bytes, identifiers: Sequence[Ident
     )
 
 
+def choose_chain(bodies: Sequence[bytes], preferred: str | None, roots: Sequence[bytes] = ()) -> ChainChoice:
+    """The first chain that leads to the preferred root; without one the CA's default, which is the first of `bodies`.
+
+    Args:
+        bodies: PEM as downloaded, at least one; what cannot be read is never preferred. The chosen one is still to be
+            judged by `check_chain`.
+        preferred: The issuer's common name of the topmost certificate (upper and lower case alike), or the root's
+            SHA-256 fingerprint (64 hexadecimal digits, colons allowed). None: whatever the CA's default is.
+        roots: Known root certificates as DER. CAs leave the root out of the chain: a fingerprint can then be matched
+            only by a root given here.
+    """
+    if preferred is None:
+        return ChainChoice(index=0)
+    tops = [(index, *top) for index, body in enumerate(bodies) if (top := _top(body)) is not None]
+    fingerprint = preferred.replace(":", "").strip().lower()
+    if _FINGERPRINT.fullmatch(fingerprint):
+        root = _known_root(fingerprint, roots)
+        fitting = (index for index, top, _ in tops if _leads_to(top, fingerprint, root))
+    else:
+        wanted = preferred.strip().casefold()
+        fitting = (index for index, _, issuer in tops if issuer.casefold() == wanted)
+    index = next(fitting, None)
+    if index is not None:
+        return ChainChoice(index=index)
+    offered = ", ".join(f"'{wire.clean(issuer)}'" for _, _, issuer in tops) or "nothing that can be read"
+    return ChainChoice(index=0, reason=f"no chain leads to {preferred!r}; what is offered leads to {offered}")
+
+
+def _top(body: bytes) -> tuple[x509.Certificate, str] | None:
+    """The topmost certificate of a chain and its issuer; None for what cannot be read."""
+    try:
+        top = _parse(body)[-1]
+        return top, issuer_text(top)
+    except CertificateRefused:
+        return None
+
+
+def _known_root(fingerprint: str, roots: Sequence[bytes]) -> x509.Certificate | None:
+    found = next((each for each in roots if hashlib.sha256(each).hexdigest() == fingerprint), None)
+    try:
+        return None if found is None else x509.load_der_x509_certificate(found)
+    except ValueError:
+        return None
+
+
+def _leads_to(top: x509.Certificate, fingerprint: str, root: x509.Certificate | None) -> bool:
+    if top.fingerprint(hashes.SHA256()).hex() == fingerprint:
+        return True
+    return root is not None and _is_signed_by(top, root)
+
+
+def _is_signed_by(lower: x509.Certificate, upper: x509.Certificate) -> bool:
+    try:
+        lower.verify_directly_issued_by(upper)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
 def serial_text(serial: int) -> str:
     """A serial number as callers write it: `1A:2B:...`."""
     octets = serial.to_bytes(max(1, (serial.bit_length() + 7) // 8), "big")
@@ -127,9 +204,12 @@ def serial_text(serial: int) -> str:
 
 
 def issuer_text(certificate: x509.Certificate) -> str:
-    """The issuer's common name, or the whole name where it has none."""
-    names = certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(names[0].value) if names else certificate.issuer.rfc4514_string()
+    """The issuer's common name, or the whole name where it has none; raises CertificateRefused if it is unreadable."""
+    try:
+        names = certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return str(names[0].value) if names else certificate.issuer.rfc4514_string()
+    except ValueError as error:
+        raise CertificateRefused("format", "the issuer's name cannot be read") from error
 
 
 def split_chain(pem: str) -> list[str]:

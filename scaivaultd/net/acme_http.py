@@ -1,7 +1,7 @@
 """One CA over HTTPS: signed requests with nonces, bounded answers, and only such retries as are safe.
 
-RFC 8555 section 6. A `CaConnection` serves every account at one directory; an `AcmeClient` is one
-account's view of it. Short weather (a reset, a 5xx without a long Retry-After) is sat out here for
+RFC 8555 section 6. A `CaConnection` serves every account at one directory; `acme_client` knows the
+requests by name. Short weather (a reset, a 5xx without a long Retry-After) is sat out here for
 requests that may be repeated; everything longer goes up as an error, for the job to park on.
 """
 
@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
-from scaivaultd.acme import exchange, signing, wire
+from scaivaultd.acme import exchange, wire
 from scaivaultd.acme.exchange import Answer
-from scaivaultd.model.errors import CaMisbehaved, CaRefused, CaUnavailable, CertificatePending, ScaivaultError
+from scaivaultd.model.errors import CaMisbehaved, CaUnavailable, ScaivaultError
+from scaivaultd.net.acme_client import AcmeClient
 from scaivaultd.net.guard import AddressGuard, GuardedResolver
 from scaivaultd.net.nonces import NoncePool
 
@@ -29,18 +30,17 @@ if TYPE_CHECKING:
 
     from scaivaultd.acme.signing import AccountKey
     from scaivaultd.model.clock import Clock, Randomness
-    from scaivaultd.model.names import Identifier
 
 T = TypeVar("T")
 
 BODY_MAX = 1 << 20
-CERTIFICATE_MAX = 256 << 10
-ORDER_PAGES_MAX = 5
 BAD_NONCE_TRIES = 10
 WEATHER_TRIES = 4
 PATIENCE_SECONDS = 5.0
 """The longest pause made inside a request; what takes longer is the job's to wait for."""
 DIRECTORY_FRESH_SECONDS = 6 * 3600.0
+DIRECTORY_YOUNG_SECONDS = 300.0
+"""A copy younger than this is not doubted because a thing below an endpoint is not there."""
 
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10, sock_read=30)
 
@@ -51,14 +51,6 @@ class CaSettings(msgspec.Struct, frozen=True, kw_only=True):
     user_agent: str
     trust_files: tuple[Path, ...] = ()
     requests_in_flight: int = 16
-
-
-class Fetched(msgspec.Struct, frozen=True, kw_only=True):
-    """A resource as read: where it lives (its Location, else the URL asked) and when the CA wants to be asked again."""
-
-    url: str
-    body: bytes
-    retry_after: float | None
 
 
 class CaConnection:
@@ -114,7 +106,7 @@ class CaConnection:
             if cached is not None and self._clock.monotonic() - cached[0] < DIRECTORY_FRESH_SECONDS:
                 return cached[1]
             try:
-                answer = await self._patiently(lambda: self._exchange("GET", self.directory_url, "the directory"))
+                answer = await self._patiently(lambda: self._read(self.directory_url, "the directory"))
                 directory = wire.directory_from(answer.body)
             except ScaivaultError:
                 if cached is None:
@@ -128,6 +120,14 @@ class CaConnection:
         """Read the directory anew at the next use: an endpoint has moved (404, 405, 410)."""
         if self._directory is not None:
             self._directory = (float("-inf"), self._directory[1])
+
+    async def get(self, url: str, what: str) -> Answer:
+        """An unsigned request for something that anybody may read; short weather is sat out.
+
+        Raises:
+            CaRefused, CaMisbehaved, CaUnavailable, BackendRateLimited: in the CA's words.
+        """
+        return await self._patiently(lambda: self._read(url, what, directory_age_seconds=DIRECTORY_YOUNG_SECONDS))
 
     async def post(
         self, url: str, payload: bytes, what: str, key: AccountKey, kid: str | None, *, repeatable: bool = True
@@ -179,9 +179,10 @@ class CaConnection:
             raise CaMisbehaved("the CA's newNonce answer has no usable Replay-Nonce")
         return answer.nonce
 
-    async def _exchange(self, method: str, url: str, what: str) -> Answer:
+    async def _read(self, url: str, what: str, *, directory_age_seconds: float = 0.0) -> Answer:
         self._guard.check_url(url)
-        return self._accepted(await self._send(method, url, what, None), what)
+        answer = await self._send("GET", url, what, None)
+        return self._accepted(answer, what, directory_age_seconds=directory_age_seconds)
 
     async def _patiently(self, once: Callable[[], Awaitable[T]]) -> T:
         pause = 0.1
@@ -196,12 +197,16 @@ class CaConnection:
                 pause *= 3
         raise AssertionError("unreachable")
 
-    def _accepted(self, answer: Answer, what: str) -> Answer:
+    def _accepted(self, answer: Answer, what: str, *, directory_age_seconds: float = 0.0) -> Answer:
+        """The answer if it is one; a directory older than that comes into doubt when nothing is at the URL."""
         if 200 <= answer.status < 300:
             return answer
-        if answer.status in (404, 405, 410):
+        if answer.status in (404, 405, 410) and self._directory_is_older_than(directory_age_seconds):
             self.forget_directory()
         raise exchange.error_from(answer, what, self._clock.now())
+
+    def _directory_is_older_than(self, seconds: float) -> bool:
+        return self._directory is not None and self._clock.monotonic() - self._directory[0] >= seconds
 
     async def _send(self, method: str, url: str, what: str, body: bytes | None) -> Answer:
         answer = await self._request(method, url, what, body)
@@ -234,134 +239,6 @@ class CaConnection:
             ca_request_id=answer.header("boulder-request-id") or answer.header("x-request-id"),
         )
         return answer
-
-
-class AcmeClient:
-    """One account's view of its CA: the requests of RFC 8555 section 7 by name."""
-
-    def __init__(self, connection: CaConnection, key: AccountKey, kid: str | None = None) -> None:
-        self._connection = connection
-        self._kid = kid
-        self.key = key
-
-    async def register(
-        self,
-        *,
-        contacts: Sequence[str],
-        terms_of_service_agreed: bool,
-        eab_key_id: str | None = None,
-        eab_hmac_key: bytes | None = None,
-    ) -> Fetched:
-        """newAccount (7.3): makes the account, or finds the one this key already has; may be repeated.
-
-        `url` of the answer is the account URL, to be kept byte for byte.
-
-        Raises:
-            CaMisbehaved: an answer without Location, beside the errors of every request.
-        """
-        directory = await self._connection.directory()
-        payload: dict[str, Any] = {}
-        if terms_of_service_agreed:
-            payload["termsOfServiceAgreed"] = True
-        if contacts:
-            payload["contact"] = list(contacts)
-        if eab_key_id is not None and eab_hmac_key is not None:
-            payload["externalAccountBinding"] = signing.external_account_binding(
-                self.key, key_id=eab_key_id, hmac_key=eab_hmac_key, url=directory.new_account
-            )
-        # A binding may be good for one use only: with one, a doubtful outcome is looked at before it is sent again.
-        answer = await self._post(
-            directory.new_account, payload, "newAccount", by_key=True, repeatable=eab_key_id is None
-        )
-        return self._located(answer, "newAccount")
-
-    async def directory(self) -> wire.Directory:
-        """What the CA says of itself (7.1.1)."""
-        return await self._connection.directory()
-
-    async def find_account(self) -> str | None:
-        """The URL of the account this key has already (7.3.1), None when the CA knows none."""
-        directory = await self._connection.directory()
-        try:
-            answer = await self._post(
-                directory.new_account, {"onlyReturnExisting": True}, "the account look-up", by_key=True
-            )
-        except CaRefused as refusal:
-            if refusal.problem is not None and refusal.problem.name == "accountDoesNotExist":
-                return None
-            raise
-        return self._located(answer, "the account look-up").url
-
-    async def new_order(self, identifiers: Sequence[Identifier]) -> Fetched:
-        """newOrder (7.4). Never repeated here: a lost answer may have left an order behind."""
-        directory = await self._connection.directory()
-        payload = {"identifiers": [{"type": each.type, "value": each.value} for each in identifiers]}
-        answer = await self._post(directory.new_order, payload, "newOrder", repeatable=False)
-        return self._located(answer, "newOrder")
-
-    async def order_urls(self) -> Sequence[str]:
-        """The account's orders as far as the CA lists them (7.1.2.1); empty where it does not, as at Let's Encrypt."""
-        if self._kid is None:
-            return ()
-        account = wire.account_from((await self._post(self._kid, None, "the account")).body)
-        found: list[str] = []
-        page: str | None = account.orders
-        for _ in range(ORDER_PAGES_MAX):
-            if page is None:
-                break
-            answer = await self._post(page, None, "the orders list")
-            found.extend(wire.order_urls_from(answer.body))
-            page = next(iter(answer.links("next")), None)
-        return found
-
-    async def order(self, url: str) -> Fetched:
-        """Read an order by POST-as-GET."""
-        return self._fetched(await self._post(url, None, "the order"))
-
-    async def authorization(self, url: str) -> Fetched:
-        """Read an authorization by POST-as-GET."""
-        return self._fetched(await self._post(url, None, "an authorization"))
-
-    async def respond(self, challenge_url: str) -> Fetched:
-        """Tell the CA to validate (7.5.1). Repeating it is harmless."""
-        return self._fetched(await self._post(challenge_url, {}, "a challenge response"))
-
-    async def finalize(self, url: str, csr_der: bytes) -> Fetched:
-        """Send the CSR (7.4). Never repeated here: after a doubtful outcome read the order first."""
-        payload = {"csr": signing.base64url(csr_der)}
-        return self._fetched(await self._post(url, payload, "finalize", repeatable=False))
-
-    async def certificate(self, url: str) -> bytes:
-        """Download the chain (7.4.2), unjudged.
-
-        Raises:
-            CertificatePending: 404, as it happens shortly after the order became valid.
-        """
-        try:
-            answer = await self._post(url, None, "the certificate")
-        except CaRefused as refusal:
-            if refusal.problem is not None and refusal.problem.status == 404:
-                raise CertificatePending("the CA does not have the certificate at hand yet") from refusal
-            raise
-        if len(answer.body) > CERTIFICATE_MAX:
-            raise CaMisbehaved(f"the CA's certificate chain is larger than {CERTIFICATE_MAX >> 10} KiB")
-        return answer.body
-
-    async def _post(
-        self, url: str, payload: dict[str, Any] | None, what: str, *, by_key: bool = False, repeatable: bool = True
-    ) -> Answer:
-        body = b"" if payload is None else msgspec.json.encode(payload)
-        kid = None if by_key else self._kid
-        return await self._connection.post(url, body, what, self.key, kid, repeatable=repeatable)
-
-    def _fetched(self, answer: Answer) -> Fetched:
-        return Fetched(url=answer.url, body=answer.body, retry_after=self._connection.pace(answer))
-
-    def _located(self, answer: Answer, what: str) -> Fetched:
-        location = answer.header("location")
-        if not location or not location.isascii():
-            raise CaMisbehaved(f"the CA's answer to {what} has no usable Location")
-        return msgspec.structs.replace(self._fetched(answer), url=location)
 
 
 async def _bounded(response: aiohttp.ClientResponse, what: str) -> bytes:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
 
     from scaivaultd.acme.signing import AccountKey
     from scaivaultd.acme.wire import Directory
+    from scaivaultd.acme.x509 import DownloadedChain
     from scaivaultd.model.dns import CaaSet, Delegation, Route, ServerVerdict
     from scaivaultd.model.names import Identifier
     from scaivaultd.model.storage import Change, Changed, OutboxEvent, Page, Stored
@@ -120,7 +122,10 @@ class Fetched(Protocol):
 
 
 class CaClient(Protocol):
-    """One account's view of its CA. Errors: CaRefused, CaMisbehaved, CaUnavailable, BackendRateLimited."""
+    """One account's view of its CA. Errors: CaRefused, CaMisbehaved, CaUnavailable, BackendRateLimited.
+
+    What is not said to be never repeated may be, and sits short weather out by itself.
+    """
 
     @property
     def key(self) -> AccountKey:
@@ -146,8 +151,36 @@ class CaClient(Protocol):
         """The URL of the account this key has already, or None."""
         ...
 
-    async def new_order(self, identifiers: Sequence[Identifier]) -> Fetched:
-        """newOrder, never repeated by itself."""
+    async def update_contacts(self, contacts: Sequence[str]) -> Fetched:
+        """Replace the account's contacts; none at all clears them."""
+        ...
+
+    async def deactivate_account(self) -> Fetched:
+        """End the account for good; never repeated by itself. Doubtful: ask again, `unauthorized` means it is done."""
+        ...
+
+    async def key_change(self, new_key: AccountKey) -> None:
+        """Give the account another key; never repeated by itself.
+
+        After a doubtful outcome `find_account` by the new key tells: this account's URL, it worked; another's, that
+        one has the key; None, it did not work.
+
+        Raises:
+            CaConflict: the new key has an account already, at `location`.
+            NotOffered: this CA does not change keys.
+            CaUnavailable, CaMisbehaved: doubtful; all other errors mean that nothing was changed.
+        """
+        ...
+
+    async def new_order(
+        self,
+        identifiers: Sequence[Identifier],
+        *,
+        replaces: str | None = None,
+        profile: str | None = None,
+        not_after: datetime | None = None,
+    ) -> Fetched:
+        """newOrder, never repeated by itself; `exchange.is_about_replaces` tells a refusal of `replaces` only."""
         ...
 
     async def order_urls(self) -> Sequence[str]:
@@ -162,6 +195,10 @@ class CaClient(Protocol):
         """Read an authorization."""
         ...
 
+    async def deactivate_authorization(self, url: str) -> Fetched:
+        """Give an authorization up; refused if it has ended already."""
+        ...
+
     async def respond(self, challenge_url: str) -> Fetched:
         """Tell the CA to validate."""
         ...
@@ -171,7 +208,30 @@ class CaClient(Protocol):
         ...
 
     async def certificate(self, url: str) -> bytes:
-        """Download the chain, unjudged."""
+        """Download one chain, unjudged."""
+        ...
+
+    async def chain(self, url: str) -> DownloadedChain:
+        """Download one chain with the URLs of its alternates, unjudged."""
+        ...
+
+    async def chains(self, url: str) -> Sequence[bytes]:
+        """Download the default chain and, behind it, every alternate that can be had; for `x509.choose_chain`."""
+        ...
+
+    async def revoke(
+        self, certificate_der: bytes, reason: int | None = None, *, certificate_key: AccountKey | None = None
+    ) -> bool:
+        """Revoke by the account or by the certificate's own key; False if it was revoked already.
+
+        Raises:
+            NotOffered: this CA revokes nothing by ACME.
+            CaRefused: `problem.name` is `badRevocationReason` if the CA takes no such reason.
+        """
+        ...
+
+    async def renewal_info(self, certificate_id: str) -> Fetched:
+        """The CA's suggestion when to renew (ARI), unjudged; raises NotOffered where the CA has no ARI."""
         ...
 
 

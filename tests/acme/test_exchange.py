@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 
 import pytest
 
-from scaivaultd.acme.exchange import Answer, error_from, is_bad_nonce
+from scaivaultd.acme.exchange import Answer, CaConflict, NotOffered, error_from, is_about_replaces, is_bad_nonce
 from scaivaultd.model.errors import BackendRateLimited, CaMisbehaved, CaRefused, CaUnavailable, ScaivaultError
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
@@ -122,3 +123,72 @@ def test_only_a_bad_nonce_is_a_bad_nonce() -> None:
     assert is_bad_nonce(answer(400, b'{"type":"urn:ietf:params:acme:error:badNonce"}'))
     assert not is_bad_nonce(answer(400, b'{"type":"urn:ietf:params:acme:error:malformed"}'))
     assert not is_bad_nonce(answer(200, b'{"type":"urn:ietf:params:acme:error:badNonce"}'))
+
+
+def test_a_link_that_is_no_url_is_left_out() -> None:
+    """One that cannot be parsed must not end an order, nor hide the error it came with."""
+    links = '<https://[>;rel="alternate", <cert/1>;rel="alternate"'
+    assert answer(link=links).links("alternate") == ("https://ca.test/acme/order/cert/1",)
+    assert isinstance(error_from(answer(400, b"", link='<https://[>;rel="help"'), "newOrder", NOW), CaRefused)
+
+
+@pytest.mark.parametrize(("value", "location"), [("https://x/1", "https://x/1"), ("", None), ("https://x/é", None)])
+def test_a_location_is_kept_as_it_came_or_not_at_all(value: str, location: str | None) -> None:
+    """It becomes the `kid` byte for byte."""
+    assert answer(location=value).location == location
+    assert answer().location is None
+
+
+def test_what_a_ca_has_not_got_is_not_weather() -> None:
+    """501 is a 5xx that does not pass: repeated, it would be asked for for ever."""
+    error = error_from(answer(501, b'{"type":"urn:ietf:params:acme:error:serverInternal"}'), "the key change", NOW)
+    assert isinstance(error, NotOffered)
+    assert not error.retryable
+
+
+@pytest.mark.parametrize("location", [None, "https://ca.test/account/7"])
+def test_a_conflict_says_where_the_other_is(location: str | None) -> None:
+    """RFC 8555 section 7.3.5; where a CA does not say, it is a conflict all the same."""
+    headers = {} if location is None else {"location": location}
+    error = error_from(answer(409, b"", **headers), "the key change", NOW)
+    assert isinstance(error, CaConflict)
+    assert error.location == location
+
+
+def test_a_rate_limit_with_409_is_a_rate_limit() -> None:
+    """The type says more than the status."""
+    error = error_from(answer(409, b'{"type":"urn:ietf:params:acme:error:rateLimited"}'), "newOrder", NOW)
+    assert isinstance(error, BackendRateLimited)
+
+
+@pytest.mark.parametrize(
+    ("status", "name", "detail", "is_about_it"),
+    [
+        (409, "alreadyReplaced", "", True),
+        (400, "alreadyReplaced", "no", True),
+        (404, "malformed", "could not find the certificate being replaced", True),
+        (400, "malformed", "Parsing ARI CertID failed", True),
+        (400, "malformed", "the predecessor is unknown", True),
+        (403, "unauthorized", "requester account did not request the certificate being replaced by this order", True),
+        (409, "conflict", "that one has a replacement already", True),
+        (400, "malformed", "the variable is irreplaceable", False),
+        (404, "malformed", "no such page", False),
+        (403, "unauthorized", "account is deactivated", False),
+        (400, "rejectedIdentifier", "replace it by another name", False),
+        (400, "invalidProfile", "replaced by another profile", False),
+        (429, "rateLimited", "too many replacements", False),
+        (503, "malformed", "replaces cannot be looked up now", False),
+    ],
+)
+def test_a_refusal_of_replaces_is_told_from_a_refusal_of_the_order(
+    status: int, name: str, detail: str, is_about_it: bool
+) -> None:
+    """Without `replaces` the same order is made at once; dropped for another reason it would cost a rate limit."""
+    body = json.dumps({"type": f"urn:ietf:params:acme:error:{name}", "detail": detail}).encode()
+    error = error_from(answer(status, body), "newOrder", NOW)
+    assert (isinstance(error, CaRefused) and is_about_replaces(error)) is is_about_it
+
+
+def test_a_refusal_without_a_problem_is_not_about_replaces() -> None:
+    """There is nothing that could say so."""
+    assert not is_about_replaces(CaRefused("refused"))

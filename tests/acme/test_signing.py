@@ -100,3 +100,19 @@ def test_an_account_key_does_not_show_itself() -> None:
     private = serialization.load_der_private_key(der, None)
     assert repr(AccountKey(der)) == f"AccountKey({AccountKey(der).thumbprint})"
     assert str(private.private_numbers().private_value) not in repr(AccountKey(der))  # type: ignore[union-attr]  # EC
+
+
+@pytest.mark.parametrize(("old_type", "new_type"), [("ec-p256", "ec-p384"), ("rsa-2048", "ec-p256")])
+def test_the_inner_signature_of_a_key_change_is_the_new_keys(old_type: KeyType, new_type: KeyType) -> None:
+    """RFC 8555 section 7.3.5: `jwk` and `url` of the outer one, no nonce, account and old key as payload."""
+    old, new = AccountKey(x509.make_key(old_type)), AccountKey(x509.make_key(new_type))
+    inner = json.loads(signing.key_change(old, new, account_url="https://ca/Acct/7", url="https://ca/change"))
+    assert sorted(inner) == ["payload", "protected", "signature"]
+    assert decoded(inner["protected"]) == {"alg": new.algorithm, "jwk": new.public_jwk, "url": "https://ca/change"}
+    assert decoded(inner["payload"]) == {"account": "https://ca/Acct/7", "oldKey": old.public_jwk}
+    public = josepy.jwk.JWK.from_json(new.public_jwk)
+    assert isinstance(public, josepy.jwk.JWKEC)
+    signed = f"{inner['protected']}.{inner['payload']}".encode()
+    algorithms = {"ES256": josepy.jwa.ES256, "ES384": josepy.jwa.ES384}
+    signature = base64.urlsafe_b64decode(inner["signature"] + "==")
+    assert algorithms[new.algorithm].verify(public.key, signed, signature)

@@ -27,6 +27,39 @@ def test_a_directory_needs_three_urls_only() -> None:
     assert read.website is None
 
 
+def test_what_a_directory_offers_beyond_them_is_read() -> None:
+    """Renewal information, profiles, revocation and key changes are used exactly where they are advertised."""
+    read = wire.directory_from(
+        encoded(
+            {
+                **DIRECTORY,
+                "revokeCert": "https://ca/r",
+                "keyChange": "https://ca/k",
+                "renewalInfo": "https://ca/ari/",
+                "meta": {"profiles": {"classic": "90 days", "odd": 7, "short\nlived": "6\u001bdays"}},
+            }
+        )
+    )
+    assert (read.revoke_cert, read.key_change, read.renewal_info) == ("https://ca/r", "https://ca/k", "https://ca/ari/")
+    assert read.profiles == {"classic": "90 days", "short lived": "6 days"}
+
+
+@pytest.mark.parametrize("value", [None, "", 7, [], {}])
+def test_what_a_directory_does_not_offer_is_none(value: Any) -> None:
+    """Absent at several CAs, and null or empty at others."""
+    members = dict.fromkeys(("revokeCert", "keyChange", "renewalInfo"), value)
+    read = wire.directory_from(encoded({**DIRECTORY, **members, "meta": {"profiles": value}}))
+    assert read == wire.directory_from(encoded(DIRECTORY))
+
+
+def test_an_order_echoes_what_the_ca_heeds() -> None:
+    """Absent means that it does not know the member; an echo of another kind than text counts as absent."""
+    order = wire.order_from(encoded({"status": "pending", "profile": "short", "replaces": "aYhb.AIdl"}))
+    assert (order.profile, order.replaces) == ("short", "aYhb.AIdl")
+    odd = wire.order_from(encoded({"status": "pending", "profile": {}, "replaces": ["x"]}))
+    assert (odd.profile, odd.replaces) == (None, None)
+
+
 @pytest.mark.parametrize("missing", sorted(DIRECTORY))
 def test_a_directory_without_one_of_them_is_refused(missing: str) -> None:
     """Without these nothing works; the error must name what is missing."""

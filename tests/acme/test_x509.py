@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from scaivaultd.acme.x509 import CertificateRefused
 from scaivaultd.model.names import Identifier
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scaivaultd.model.resources import KeyType
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
@@ -164,3 +167,100 @@ def test_a_csr_holds_exactly_the_names_and_an_empty_subject(key_type: KeyType) -
 def test_serials_are_octets_joined_by_colons(serial: int, text: str) -> None:
     """The form callers revoke by."""
     assert x509.serial_text(serial) == text
+
+
+ROOT_A, ROOT_B = Issuer("Root A"), Issuer("Root B")
+TO_A = pem(leaf(), ROOT_A.sign(ISSUER.name, ISSUER.key.public_key(), ca=True))
+TO_B = pem(leaf(), ROOT_B.sign(ISSUER.name, ISSUER.key.public_key(), ca=True))
+TO_B_WHOLE = TO_B + pem(ROOT_B.certificate)
+UNREADABLE = TO_B.replace(b"MII", b"AAA")
+IMPOSTOR = Issuer("Root B")
+TO_IMPOSTOR = pem(leaf(), IMPOSTOR.sign(ISSUER.name, ISSUER.key.public_key(), ca=True))
+
+
+def der(issuer: Issuer) -> bytes:
+    return issuer.certificate.public_bytes(serialization.Encoding.DER)
+
+
+def fingerprint(certificate: lib.Certificate) -> str:
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def test_without_a_preference_the_cas_default_is_taken() -> None:
+    """It is the first, whatever it is; to say why would be noise."""
+    assert x509.choose_chain([b"", TO_B], None) == x509.ChainChoice(index=0)
+
+
+@pytest.mark.parametrize("preferred", ["Root B", " root b "])
+@pytest.mark.parametrize(
+    ("bodies", "index"),
+    [([TO_A, TO_B], 1), ([TO_B, TO_A], 0), ([TO_A, TO_B, TO_B_WHOLE], 1), ([TO_A, UNREADABLE, b"", TO_B], 3)],
+)
+def test_a_chain_is_preferred_by_the_issuer_of_its_topmost_certificate(
+    bodies: list[bytes], index: int, preferred: str
+) -> None:
+    """The root itself is usually left out; a chain that cannot be read costs only itself."""
+    assert x509.choose_chain(bodies, preferred) == x509.ChainChoice(index=index)
+
+
+@pytest.mark.parametrize("name", ["Intermediate", "Root", ""])
+def test_only_the_topmost_issuer_counts(name: str) -> None:
+    """Every chain has the same intermediate; a part of a name is not the name."""
+    choice = x509.choose_chain([TO_A, TO_B], name)
+    assert choice.index == 0
+    assert choice.reason is not None
+
+
+def test_a_preference_that_nothing_meets_says_what_there_is() -> None:
+    """The operator corrects the name by that list, or learns that the CA has dropped the root."""
+    choice = x509.choose_chain([TO_A, UNREADABLE, TO_B], "Root C")
+    assert choice.index == 0
+    assert choice.reason == "no chain leads to 'Root C'; what is offered leads to 'Root A', 'Root B'"
+    nothing = x509.choose_chain([b"<html>"], "Root C")
+    assert nothing.index == 0
+    assert "nothing that can be read" in str(nothing.reason)
+
+
+@pytest.mark.parametrize(
+    "write", [str.lower, str.upper, lambda text: ":".join(text[i : i + 2] for i in range(0, 64, 2))]
+)
+def test_a_root_is_preferred_by_its_fingerprint(write: Callable[[str], str]) -> None:
+    """However it is written; names of roots are used twice, fingerprints are not."""
+    preferred = write(fingerprint(ROOT_B.certificate))
+    bodies = [TO_A, TO_IMPOSTOR, TO_B]
+    assert x509.choose_chain(bodies, preferred, [der(ROOT_A), der(ROOT_B)]).index == 2
+    assert x509.choose_chain([*bodies[:2], TO_B_WHOLE], preferred).index == 2
+
+
+def test_a_fingerprint_of_a_root_that_is_not_at_hand_matches_nothing() -> None:
+    """Without the root nobody can tell which chain leads to it: the default, and a reason."""
+    preferred = fingerprint(ROOT_B.certificate)
+    for roots in ([], [der(ROOT_A)], [b"no certificate"]):
+        choice = x509.choose_chain([TO_A, TO_B], preferred, roots)
+        assert choice.index == 0
+        assert choice.reason is not None
+
+
+def test_a_fingerprint_of_the_leaf_or_of_the_middle_is_no_root() -> None:
+    """Every chain has that leaf."""
+    assert x509.choose_chain([TO_A, TO_B_WHOLE], fingerprint(leaf())).reason is not None
+    middle = lib.load_pem_x509_certificates(TO_B_WHOLE)[1]
+    assert x509.choose_chain([TO_A, TO_B_WHOLE], fingerprint(middle)).reason is not None
+
+
+def test_a_name_in_no_alphabet_is_refused_and_not_our_fault() -> None:
+    """X.509 libraries read names only when asked for them, and then raise."""
+    issuer = Issuer("Broken name")
+    broken = pem_of_broken(issuer)
+    with pytest.raises(CertificateRefused) as caught:
+        x509.issuer_text(lib.load_pem_x509_certificate(broken))
+    assert caught.value.check == "format"
+    assert x509.choose_chain([broken, TO_B], "Root B").index == 1
+
+
+def pem_of_broken(issuer: Issuer) -> bytes:
+    """A certificate whose names say that they are UTF-8 and are none."""
+    damaged = der(issuer).replace(b"Broken name", b"Broken \xff\xfe\xfd\xfc")
+    text = base64.encodebytes(damaged).decode().replace("\n", "")
+    lines = "\n".join(text[i : i + 64] for i in range(0, len(text), 64))
+    return f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n".encode()

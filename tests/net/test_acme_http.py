@@ -14,13 +14,12 @@ import pytest
 from scaivaultd.model.errors import BackendRateLimited, CaMisbehaved, CaRefused, CaUnavailable, ScaivaultError
 from scaivaultd.model.names import Identifier
 from scaivaultd.net import acme_http
+from scaivaultd.net.acme_client import CERTIFICATE_MAX, ORDER_PAGES_MAX, AcmeClient
 from scaivaultd.net.acme_http import (
     BAD_NONCE_TRIES,
     BODY_MAX,
-    CERTIFICATE_MAX,
     DIRECTORY_FRESH_SECONDS,
     WEATHER_TRIES,
-    AcmeClient,
     CaPool,
     CaSettings,
 )
@@ -509,7 +508,7 @@ class TestOrdersList:
         ca.script["/account"].append(reply(body=json.dumps({"status": "valid", "orders": f"{ca.base}/list"}).encode()))
         page = reply(body=b'{"orders":["https://x/1"]}', headers={"Link": f'<{ca.base}/list>;rel="next"'})
         ca.script["/list"].extend([page] * 100)
-        assert await client.order_urls() == ["https://x/1"] * acme_http.ORDER_PAGES_MAX
+        assert await client.order_urls() == ["https://x/1"] * ORDER_PAGES_MAX
 
     async def test_an_account_without_a_list_has_none(self, ca: Any, connection: Any, account_key: Any) -> None:
         """As at the largest CA."""

@@ -32,7 +32,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from scaivaultd_plugins.dns01 import Dns01Solver, scaivaultd_challenge_solvers
 from structlog.testing import LogCapture
 
+from scaivaultd.acme.exchange import NotOffered
 from scaivaultd.acme.wire import Directory
+from scaivaultd.acme.x509 import DownloadedChain
 from scaivaultd.api import messages as m
 from scaivaultd.api.commands import RequestContext
 from scaivaultd.model.dns import CaaSet, Delegation, NameServer, Route, ServerVerdict
@@ -224,6 +226,8 @@ class ScriptedCa:
         self.orders: dict[str, dict[str, Any]] = {}
         self.authorizations: dict[str, dict[str, Any]] = {}
         self.certificates: dict[str, bytes] = {}
+        self.revoked: set[str] = set()
+        """SHA-256 fingerprints of the leaves."""
         self.retry_after: float | None = None
         self.processing_reads = 0
         """How often an order is shown as processing after finalize."""
@@ -378,7 +382,32 @@ class ScriptedClient:
         url: str | None = await self._ca.act("find_account", thumbprint, lambda: self._ca.accounts.get(thumbprint))
         return url
 
-    async def new_order(self, identifiers: Sequence[Identifier]) -> Fetched:
+    async def update_contacts(self, contacts: Sequence[str]) -> Fetched:
+        return await self._updated("update_contacts", {"status": "valid", "contact": list(contacts)})
+
+    async def deactivate_account(self) -> Fetched:
+        return await self._updated("deactivate_account", {"status": "deactivated"})
+
+    async def _updated(self, method: str, account: Mapping[str, Any]) -> Fetched:
+        url = self._kid or ""
+        fetched: Fetched = await self._ca.act(method, url, lambda: self._ca.shown(url, account))
+        return fetched
+
+    async def key_change(self, new_key: AccountKey) -> None:
+        thumbprint, new_thumbprint = self.key.thumbprint, new_key.thumbprint
+        accounts = self._ca.accounts
+        await self._ca.act(
+            "key_change", new_thumbprint, lambda: accounts.update({new_thumbprint: accounts.pop(thumbprint)})
+        )
+
+    async def new_order(
+        self,
+        identifiers: Sequence[Identifier],
+        *,
+        replaces: str | None = None,
+        profile: str | None = None,
+        not_after: datetime | None = None,
+    ) -> Fetched:
         names = ",".join(each.value for each in identifiers)
         fetched: Fetched = await self._ca.act("new_order", names, lambda: self._ca.make_order(identifiers))
         return fetched
@@ -397,6 +426,14 @@ class ScriptedClient:
         )
         return shown
 
+    async def deactivate_authorization(self, url: str) -> Fetched:
+        def deactivate() -> Fetched:
+            self._ca.authorizations[url]["status"] = "deactivated"
+            return self._ca.shown(url, self._ca.authorizations[url])
+
+        fetched: Fetched = await self._ca.act("deactivate_authorization", url, deactivate)
+        return fetched
+
     async def respond(self, challenge_url: str) -> Fetched:
         fetched: Fetched = await self._ca.act("respond", challenge_url, lambda: self._ca.respond(challenge_url))
         return fetched
@@ -408,6 +445,27 @@ class ScriptedClient:
     async def certificate(self, url: str) -> bytes:
         body: bytes = await self._ca.act("certificate", url, lambda: self._ca.certificates[url])
         return body
+
+    async def chain(self, url: str) -> DownloadedChain:
+        return DownloadedChain(body=await self.certificate(url))
+
+    async def chains(self, url: str) -> Sequence[bytes]:
+        return [await self.certificate(url)]
+
+    async def revoke(
+        self, certificate_der: bytes, reason: int | None = None, *, certificate_key: AccountKey | None = None
+    ) -> bool:
+        fingerprint = hashlib.sha256(certificate_der).hexdigest()
+        is_new: bool = await self._ca.act("revoke", fingerprint, lambda: fingerprint not in self._ca.revoked)
+        self._ca.revoked.add(fingerprint)
+        return is_new
+
+    async def renewal_info(self, certificate_id: str) -> Fetched:
+        def nothing() -> Fetched:
+            raise NotOffered("the CA does not offer renewal information")
+
+        fetched: Fetched = await self._ca.act("renewal_info", certificate_id, nothing)
+        return fetched
 
 
 class ScriptedCas:
