@@ -13,6 +13,8 @@ from pathlib import Path
 import click
 import msgspec
 
+from scaivaultd.demo.ca_limits import Limits, RateLimit
+from scaivaultd.demo.ca_lineage import cert_id
 from scaivaultd.demo.ca_misbehaviour import (
     Endless,
     Fault,
@@ -28,8 +30,9 @@ from scaivaultd.demo.ca_misbehaviour import (
     Status,
     WrongCertificate,
 )
+from scaivaultd.demo.ca_renewal import RenewalPolicy, Window, last_third
 from scaivaultd.demo.ca_server import DevelopmentCa, Phase
-from scaivaultd.demo.ca_settings import CaSettings
+from scaivaultd.demo.ca_settings import CaSettings, Profile
 from scaivaultd.demo.ca_state import Account, Authorization, Challenge, Issued, Order
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "Fault",
     "Hang",
     "Issued",
+    "Limits",
     "LoseAnswer",
     "Malformed",
     "Misbehaviour",
@@ -50,10 +54,16 @@ __all__ = [
     "Order",
     "Pass",
     "Phase",
+    "Profile",
+    "RateLimit",
     "Redirect",
+    "RenewalPolicy",
     "Reset",
     "Status",
+    "Window",
     "WrongCertificate",
+    "cert_id",
+    "last_third",
     "main",
 ]
 

@@ -9,22 +9,24 @@ import msgspec
 
 from scaivaultd.demo.ca_exchange import Answer, Signed
 from scaivaultd.demo.ca_jws import Jwk, parse_flattened, parse_jwk, parse_object, verify, verify_binding
+from scaivaultd.demo.ca_keys import judge_account_key
 from scaivaultd.demo.ca_problems import Refused, malformed
 from scaivaultd.demo.ca_state import Account, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from scaivaultd.demo.ca_limits import Limits
+
 _MAILTO = re.compile(r"mailto:[^@\s,?]+@[^@\s,?]+\.[^@\s,?.]+")
-TERMS_PATH = "/terms"
-"""Where the terms of service would be read; only its address matters."""
 
 
 class Accounts:
     """Registers keys, and lets their owners change and leave."""
 
-    def __init__(self, ledger: Ledger, eab_keys: Mapping[str, bytes], *, require_eab: bool) -> None:
+    def __init__(self, ledger: Ledger, limits: Limits, eab_keys: Mapping[str, bytes], *, require_eab: bool) -> None:
         self._ledger = ledger
+        self._limits = limits
         self._eab_keys = eab_keys
         self._require_eab = require_eab
 
@@ -38,11 +40,12 @@ class Accounts:
         if members.get("onlyReturnExisting") is True:
             raise Refused("accountDoesNotExist", "no account has this key")
         self._require_agreement(members)
+        judge_account_key(self._ledger, request.jwk.key)
         account = self._register(request, members)
         return self._answer(account, status=201, location=True)
 
     def account(self, request: Signed) -> Answer:
-        """Read, update the contacts, or deactivate."""
+        """Read, update the contacts, agree to changed terms, or deactivate."""
         account = require_own(request, request.url)
         if request.is_read:
             return self._answer(account)
@@ -53,6 +56,8 @@ class Accounts:
             raise malformed("the only status an account may ask for is deactivated")
         if "contact" in members:
             account = self._put(msgspec.structs.replace(account, contact=_contacts(members["contact"])))
+        if members.get("termsOfServiceAgreed") is True:
+            account = self.agree(account)
         return self._answer(account)
 
     def key_change(self, request: Signed) -> Answer:
@@ -67,6 +72,7 @@ class Accounts:
         owner = self._ledger.account_by_thumbprint(new.thumbprint)
         if owner is not None:
             raise _taken(owner)
+        judge_account_key(self._ledger, new.key)
         return self._answer(self._put(msgspec.structs.replace(account, jwk=new)))
 
     def orders(self, request: Signed) -> Answer:
@@ -83,19 +89,25 @@ class Accounts:
         headers = (("Link", next_page),) if end < len(urls) else ()
         return Answer(document={"orders": urls[request.cursor : end]}, headers=headers)
 
-    def deactivate(self, account: Account) -> Account:
-        """End an account for good."""
-        return self._put(msgspec.structs.replace(account, status="deactivated"))
+    def deactivate(self, account: Account, status: str = "deactivated") -> Account:
+        """End an account for good; `revoked` is how the CA does it."""
+        return self._put(msgspec.structs.replace(account, status=status))
+
+    def agree(self, account: Account) -> Account:
+        """The account has agreed to the terms as they are now."""
+        self._ledger.conduct.settled(("terms", account.url))
+        return self._put(msgspec.structs.replace(account, terms_version=self._ledger.terms_version))
 
     def _require_agreement(self, members: dict[str, Any]) -> None:
         if not self._ledger.settings.terms_of_service or members.get("termsOfServiceAgreed") is True:
             return
-        terms = f'<{self._ledger.base_url}{TERMS_PATH}>;rel="terms-of-service"'
+        terms = f'<{self._ledger.terms_url}>;rel="terms-of-service"'
         raise Refused("userActionRequired", "the terms of service must be agreed to", headers={"Link": terms})
 
     def _register(self, request: Signed, members: dict[str, Any]) -> Account:
         contact = _contacts(members.get("contact", []))
         eab_key_id = self._bind(members.get("externalAccountBinding"), request.jwk)
+        self._limits.new_account()
         id_ = self._ledger.new_id()
         return self._put(
             Account(
@@ -105,16 +117,25 @@ class Accounts:
                 contact=contact,
                 eab_key_id=eab_key_id,
                 created_at=self._ledger.clock.now(),
+                terms_version=self._ledger.terms_version,
             )
         )
 
     def _bind(self, binding: object, jwk: Jwk) -> str | None:
         if binding is not None:
             url = self._ledger.url("newAccount")
-            return verify_binding(binding, eab_keys=self._eab_keys, jwk=jwk, url=url)
+            key_id = verify_binding(binding, eab_keys=self._eab_keys, jwk=jwk, url=url)
+            self._require_unused(key_id)
+            return key_id
         if self._require_eab:
             raise Refused("externalAccountRequired", "this CA wants an external account binding")
         return None
+
+    def _require_unused(self, key_id: str) -> None:
+        used = any(account.eab_key_id == key_id for account in self._ledger.accounts.values())
+        if used and self._ledger.settings.single_use_bindings:
+            self._ledger.conduct.violate("eab-reuse", "a single-use binding came a second time")
+            raise Refused("unauthorized", "the binding's key has made its account already", status=401)
 
     def _put(self, account: Account) -> Account:
         self._ledger.accounts[account.url] = account
@@ -133,6 +154,19 @@ def require_valid(account: Account) -> None:
     """Refuse an account that has been deactivated."""
     if account.status != "valid":
         raise Refused("unauthorized", f"the account is {account.status}", status=401)
+
+
+def require_agreed(ledger: Ledger, account: Account) -> None:
+    """Refuse an account that has not agreed to the terms as they are now (RFC 8555 section 7.3.3)."""
+    if account.terms_version == ledger.terms_version:
+        return
+    ledger.conduct.told(("terms", account.url), f"{account.url} asks on without agreeing to the new terms")
+    raise Refused(
+        "userActionRequired",
+        "the terms of service have changed and must be agreed to",
+        members={"instance": f"{ledger.base_url}/agree/{account.id}"},
+        headers={"Link": f'<{ledger.terms_url}>;rel="terms-of-service"'},
+    )
 
 
 def require_own(request: Signed, account_url: str) -> Account:

@@ -14,6 +14,7 @@ from scaivaultd.demo.ca_state import Account, Authorization, Challenge, Ledger
 
 if TYPE_CHECKING:
     from scaivaultd.demo.ca_identifiers import Identifier
+    from scaivaultd.demo.ca_limits import Limits
     from scaivaultd.demo.ca_problems import Finding
     from scaivaultd.demo.ca_validation import Validator
 
@@ -23,8 +24,9 @@ _TYPES = {"dns": ("http-01", "dns-01", "tls-alpn-01"), "ip": ("http-01", "tls-al
 class Authorizations:
     """Makes and judges them; owns the validations under way until `close`."""
 
-    def __init__(self, ledger: Ledger, validator: Validator) -> None:
+    def __init__(self, ledger: Ledger, limits: Limits, validator: Validator) -> None:
         self._ledger = ledger
+        self._limits = limits
         self._validator = validator
         self._validations: set[asyncio.Task[None]] = set()
 
@@ -126,6 +128,7 @@ class Authorizations:
         elif self._ledger.misbehaviour.pending_with_error:
             self._put(_with(authorization, msgspec.structs.replace(challenge, status="pending", error=finding)))
         else:
+            self._limits.failed(authorization.account_url, authorization.identifier)
             failed = msgspec.structs.replace(challenge, status="invalid", error=finding)
             self._put(_with(msgspec.structs.replace(authorization, status="invalid"), failed))
 

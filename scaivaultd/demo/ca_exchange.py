@@ -67,6 +67,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     is_endless: bool = False
     """Repeat the body until the client has had enough."""
 
+    def header(self, name: str) -> str | None:
+        """The first header field of that name, in that spelling."""
+        return next((value for each, value in self.headers if each == name), None)
+
     def encoded(self) -> bytes:
         """The body's bytes."""
         return self.body if self.document is None else msgspec.json.encode(self.document)

@@ -6,16 +6,18 @@ means one thing. A nonce is spent as soon as a well-formed request shows it for 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from scaivaultd.demo import ca_misbehaviour as faults
 from scaivaultd.demo.ca_accounts import require_valid
+from scaivaultd.demo.ca_conduct import Asked
 from scaivaultd.demo.ca_exchange import Answer, Signed
 from scaivaultd.demo.ca_jws import Jwk, Jws, parse, parse_jwk, verify
 from scaivaultd.demo.ca_problems import Refused, malformed
-from scaivaultd.demo.ca_state import PATHS, Account, Ledger
+from scaivaultd.demo.ca_state import MOVABLE, PATHS, Account, Ledger
 from scaivaultd.demo.ca_wire import Wire, with_nulls
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from scaivaultd.demo.ca_nonces import Nonces
+
+_GENERATION = re.compile(r"/v([1-9][0-9]*)(/.*)")
 
 KeyUse = Literal["jwk", "kid", "either"]
 """How a resource wants its signer named (RFC 8555 section 6.2)."""
@@ -37,10 +41,11 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What a path leads to."""
+    """What a path leads to; `generation` is that of the directory that named it."""
 
     resource: str
     id: str
+    generation: int
 
 
 class Front:
@@ -52,7 +57,7 @@ class Front:
         nonces: Nonces,
         wire: Wire,
         rows: Mapping[str, Row],
-        documents: Mapping[str, Callable[[str], Answer]],
+        documents: Mapping[str, Callable[[str, str], Answer]],
         notify: Callable[[str, Literal["received", "processed"]], Awaitable[None]],
     ) -> None:
         self._ledger = ledger
@@ -69,6 +74,8 @@ class Front:
         if target is None:
             return await self._wire.send(request, _problem(malformed("there is nothing here", status=404)))
         await self._notify(target.resource, "received")
+        asked = _asked(request, body, target)
+        self._ledger.conduct.asked(asked)
         fault = self._strike(target.resource)
         match fault:
             case faults.Reset():
@@ -78,18 +85,18 @@ class Front:
             case faults.Redirect():
                 return await self._wire.send(request, Answer(status=307, headers=(("Location", fault.url),)))
             case faults.Status(processed=False):
-                return await self._wire.send(request, _scripted(fault), self._nonce_for(target, request))
-        answer = await self._process(request, body, target)
-        return await self._spoil(request, target, answer, fault)
+                return await self._reply(request, asked, _scripted(fault))
+        answer = await self._process(request, body, target, asked)
+        return await self._spoil(request, asked, answer, fault)
 
     async def _spoil(
-        self, request: web.BaseRequest, target: Target, answer: Answer, fault: faults.Fault | None
+        self, request: web.BaseRequest, asked: Asked, answer: Answer, fault: faults.Fault | None
     ) -> web.StreamResponse:
         match fault:
             case faults.LoseAnswer():
                 return self._wire.reset(request)
             case faults.NoNonce():
-                return await self._wire.send(request, answer)
+                return await self._reply(request, asked, answer, with_nonce=False)
             case faults.Status():
                 answer = _scripted(fault)
             case faults.Malformed():
@@ -99,8 +106,16 @@ class Front:
             case faults.Endless():
                 answer = msgspec.structs.replace(answer, is_endless=True)
             case faults.Nulls():
-                answer = with_nulls(target.resource, answer)
-        return await self._wire.send(request, answer, self._nonce_for(target, request))
+                answer = with_nulls(asked.resource, answer)
+        return await self._reply(request, asked, answer)
+
+    async def _reply(
+        self, request: web.BaseRequest, asked: Asked, answer: Answer, *, with_nonce: bool = True
+    ) -> web.StreamResponse:
+        retry_after, location = answer.header("Retry-After"), answer.header("Location")
+        self._ledger.conduct.answered(asked, status=answer.status, retry_after=retry_after, location=location)
+        nonce = self._nonces.fresh() if with_nonce and _brings_nonce(request, asked.resource) else None
+        return await self._wire.send(request, answer, nonce)
 
     def _strike(self, resource: str) -> faults.Fault | None:
         misbehaviour = self._ledger.misbehaviour
@@ -115,10 +130,11 @@ class Front:
             return faults.LoseAnswer()
         return None
 
-    async def _process(self, request: web.BaseRequest, body: bytes, target: Target) -> Answer:
+    async def _process(self, request: web.BaseRequest, body: bytes, target: Target, asked: Asked) -> Answer:
         try:
             answer = self._answer(request, body, target)
         except Refused as refused:
+            self._ledger.conduct.refused(asked, refused)
             return _problem(refused)
         await self._notify(target.resource, "processed")
         return answer
@@ -126,12 +142,22 @@ class Front:
     def _answer(self, request: web.BaseRequest, body: bytes, target: Target) -> Answer:
         if not request.headers.get("User-Agent"):
             raise malformed("a User-Agent is required (RFC 8555 section 6.1)")
+        self._require_present(target)
         if target.resource in self._documents:
             _require_method(request, "GET", "HEAD")
-            return self._documents[target.resource](request.method)
+            return self._documents[target.resource](request.method, target.id)
         _require_method(request, "POST")
         row = self._rows[target.resource]
         return row.handler(self._verify(request, body, target, row.key_use))
+
+    def _require_present(self, target: Target) -> None:
+        """Refuse an address of the past, and what this CA does not offer."""
+        now = self._ledger.generation
+        if target.resource in MOVABLE and target.generation < now:
+            self._ledger.conduct.stale(target.resource, now)
+        expected = now if target.resource in MOVABLE else 0
+        if target.generation != expected or target.resource not in {*self._rows, *self._documents}:
+            raise malformed(f"{target.resource} is not here", status=404)
 
     def _verify(self, request: web.BaseRequest, body: bytes, target: Target, key_use: KeyUse) -> Signed:
         if request.headers.get("Content-Type") != "application/jose+json":
@@ -144,7 +170,7 @@ class Front:
         jwk, account = self._signer(jws, key_use)
         verify(jws, jwk)
         if account is not None:
-            require_valid(account)
+            self._require_valid(account)
         cursor = request.query.get("cursor", "0")
         return Signed(
             id=target.id,
@@ -154,6 +180,13 @@ class Front:
             account=account,
             payload=jws.payload,
         )
+
+    def _require_valid(self, account: Account) -> None:
+        try:
+            require_valid(account)
+        except Refused:
+            self._ledger.conduct.told(("account", account.url), f"{account.url} asks on though it is {account.status}")
+            raise
 
     def _spend_nonce(self, jws: Jws) -> None:
         if jws.header.nonce is None:
@@ -176,18 +209,31 @@ class Front:
             raise Refused("accountDoesNotExist", "no account has this URL")
         return account.jwk, account
 
-    def _nonce_for(self, target: Target, request: web.BaseRequest) -> str | None:
-        if target.resource == "newNonce" or request.method == "POST":
-            return self._nonces.fresh()
-        return None
+
+def _brings_nonce(request: web.BaseRequest, resource: str) -> bool:
+    return resource == "newNonce" or request.method == "POST"
+
+
+def _asked(request: web.BaseRequest, body: bytes, target: Target) -> Asked:
+    """What it says it is: nothing has been verified yet, and what cannot be read is taken as it came."""
+    if request.method != "POST":
+        return Asked(resource=target.resource, url=request.raw_path)
+    try:
+        jws = parse(body)
+    except Refused:
+        return Asked(resource=target.resource, url=request.raw_path, payload=body)
+    return Asked(resource=target.resource, url=jws.header.url, kid=jws.header.kid or "", payload=jws.payload)
 
 
 def _route(path: str) -> Target | None:
+    generation = 0
+    if moved := _GENERATION.fullmatch(path):
+        generation, path = int(moved[1]), moved[2]
     for resource, prefix in PATHS.items():
         if path == prefix and not prefix.endswith("/"):
-            return Target(resource, "")
+            return Target(resource, "", generation)
         if prefix.endswith("/") and path.startswith(prefix) and path != prefix:
-            return Target(resource, path.removeprefix(prefix))
+            return Target(resource, path.removeprefix(prefix), generation)
     return None
 
 

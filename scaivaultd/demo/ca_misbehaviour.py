@@ -103,6 +103,8 @@ class Misbehaviour(msgspec.Struct, kw_only=True):
     """Share of requests processed but never answered: the connection is reset."""
     script: dict[str, list[Fault]] = msgspec.field(default_factory=dict)
     """Faults by resource name, consumed one per request."""
+    outages: dict[str, Fault] = msgspec.field(default_factory=dict)
+    """Faults by resource name, or `*` for all, that strike every request until taken out; a script goes first."""
     wrong_certificate: WrongCertificate | None = None
     """What is wrong with downloads; the issued certificate itself stays good."""
     certificate_404_times: int = 0
@@ -122,7 +124,7 @@ class Misbehaviour(msgspec.Struct, kw_only=True):
     order_valid_at_once: bool = False
     """newOrder answers `valid`, with a certificate for a key drawn here."""
     invalid_order: bool = False
-    """A finalised order turns invalid with a compound error, one subproblem per identifier."""
+    """A finalised order turns invalid, at once or after `processing`: a compound error, one subproblem a name."""
     odd_nonces: bool = False
     """Nonces are legal characters that do not decode, or decode and encode to something else."""
     odd_tokens: bool = False
@@ -131,12 +133,16 @@ class Misbehaviour(msgspec.Struct, kw_only=True):
     """From the answered challenge to the CA's look."""
     processing_seconds: float = 0.0
     """How long a finalised order shows `processing`; zero answers `valid` to finalize itself."""
+    processing_hangs: bool = False
+    """A finalised order shows `processing` until this is off again, then ends as the other switches say."""
     retry_after_seconds: int = 1
     """What unfinished orders, authorizations and challenges ask for."""
     retry_after_form: Literal["seconds", "date", "none"] = "seconds"
     """Delta seconds, an HTTP-date by the CA's clock, or no Retry-After at all."""
 
     def next_fault(self, resource: str) -> Fault | None:
-        """The next fault of the script, gone from it; None when it has none left."""
+        """The next fault of the script, gone from it; without one, that of an outage; else None."""
         faults = self.script.get(resource)
-        return faults.pop(0) if faults else None
+        if faults:
+            return faults.pop(0)
+        return self.outages.get(resource) or self.outages.get("*")

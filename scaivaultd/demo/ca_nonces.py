@@ -17,6 +17,7 @@ class Nonces:
         self._ledger = ledger
         # A dict, since it keeps its sequence and forgets from the front.
         self._outstanding: dict[str, None] = {}
+        self._spent: dict[str, None] = {}
 
     def fresh(self) -> str:
         """A new one."""
@@ -28,7 +29,12 @@ class Nonces:
 
     def spend(self, nonce: str) -> bool:
         """Whether it was good; it no longer is."""
+        if nonce in self._spent:
+            self._ledger.conduct.violate("nonce-reuse", "a nonce came a second time")
         if nonce not in self._outstanding:
             return False
         del self._outstanding[nonce]
+        self._spent[nonce] = None
+        if len(self._spent) > _MAX_OUTSTANDING:
+            del self._spent[next(iter(self._spent))]
         return True

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from scaivaultd.demo.ca_accounts import require_own
+from scaivaultd.demo.ca_accounts import require_agreed, require_own
 from scaivaultd.demo.ca_csr import judge_csr
 from scaivaultd.demo.ca_exchange import Answer, Headers, Signed, retry_after, timestamp
 from scaivaultd.demo.ca_identifiers import Identifier, parse_identifiers
 from scaivaultd.demo.ca_jws import unb64url
+from scaivaultd.demo.ca_keys import judge_certificate_key
+from scaivaultd.demo.ca_lineage import Lineage
+from scaivaultd.demo.ca_offers import Offer, choose
 from scaivaultd.demo.ca_problems import Refused, malformed, problem
 from scaivaultd.demo.ca_state import Authorization, Ledger, Order
 
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
     from scaivaultd.demo.ca_authorizations import Authorizations
     from scaivaultd.demo.ca_certificates import Certificates
+    from scaivaultd.demo.ca_limits import Limits
+    from scaivaultd.demo.ca_renewal import RenewalPolicy
+    from scaivaultd.demo.ca_state import Account, Issued
 
 _UNFINISHED = {"pending", "ready", "processing"}
 
@@ -31,19 +37,36 @@ _UNFINISHED = {"pending", "ready", "processing"}
 class Orders:
     """Takes orders, judges them, and finalises them."""
 
-    def __init__(self, ledger: Ledger, authorizations: Authorizations, certificates: Certificates) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        authorizations: Authorizations,
+        certificates: Certificates,
+        limits: Limits,
+        renewal: RenewalPolicy,
+    ) -> None:
+        self.lineage = Lineage(ledger, self.current)
         self._ledger = ledger
+        self._limits = limits
+        self._renewal = renewal
         self._authorizations = authorizations
         self._certificates = certificates
         self._puzzled: set[str] = set()
 
     def new_order(self, request: Signed) -> Answer:
         """Place an order; every call makes a new one."""
+        require_agreed(self._ledger, request.signer)
         members = request.members()
-        for name in ("notBefore", "notAfter"):
-            if name in members:
-                raise malformed(f"this CA chooses {name} itself")
-        order = self._place(request, parse_identifiers(members.get("identifiers")))
+        identifiers = parse_identifiers(members.get("identifiers"))
+        offer = choose(self._ledger, members, identifiers)
+        predecessor = self._predecessor(members, request.signer, identifiers)
+        url = request.signer.url
+        known = self.lineage.is_known(identifiers)
+        self._limits.new_order(url, identifiers, replaces=predecessor is not None, known=known)
+        order = self._place(request.signer, identifiers, offer)
+        if predecessor is not None:
+            order = self._put(msgspec.structs.replace(order, replaces=members["replaces"]))
+            self.lineage.mark(predecessor, order)
         if self._ledger.misbehaviour.order_valid_at_once:
             drawn = ec.generate_private_key(ec.SECP256R1()).public_key()
             order = self._issue(msgspec.structs.replace(order, public_key=drawn))
@@ -69,9 +92,14 @@ class Orders:
         if not isinstance(csr, str):
             raise malformed("csr is not a string")
         if order.status != "ready":
+            if order.status != "invalid":
+                self._ledger.conduct.violate("not-ready", f"finalize of {order.url}, which is {order.status}")
             raise Refused("orderNotReady", f"the order is {order.status}")
         account_keys = [account.jwk.key for account in self._ledger.accounts.values()]
         public_key = judge_csr(unb64url(csr, "csr"), order.identifiers, account_keys)
+        judge_certificate_key(self._ledger, public_key)
+        if self._renewal.is_offered:
+            self.lineage.note_key(order, public_key)
         return self._answer(self._finish(msgspec.structs.replace(order, public_key=public_key)))
 
     def current(self, url: str) -> Order:
@@ -79,25 +107,42 @@ class Orders:
         order = self._ledger.orders[url]
         now = self._ledger.clock.now()
         if order.status == "processing":
-            assert order.finishes_at is not None
-            return self._issue(order) if order.finishes_at <= now else order
+            return self._process(order)
         if order.status in _UNFINISHED and order.expires_at <= now:
             return self._fail(order, problem("malformed", "the order has expired"))
         if order.status in _UNFINISHED:
             return self._judge(order)
         return order
 
-    def _place(self, request: Signed, identifiers: tuple[Identifier, ...]) -> Order:
+    def _predecessor(self, members: dict[str, Any], account: Account, names: tuple[Identifier, ...]) -> Issued | None:
+        if "replaces" not in members:
+            return None
+        if not self._renewal.is_offered:
+            # A CA without renewal information does not know the member, so it ignores it.
+            self._ledger.conduct.violate("replaces-wrong", "replaces, though no renewalInfo is offered")
+            return None
+        return self.lineage.admit(members["replaces"], account.url, names)
+
+    def _place(self, account: Account, identifiers: tuple[Identifier, ...], offer: Offer) -> Order:
         id_ = self._ledger.new_id()
-        urls = [self._authorizations.obtain(request.signer, each).url for each in identifiers]
+        urls = [self._authorizations.obtain(account, each).url for each in identifiers]
+        # Proof that is used again was visited for an earlier order, which says nothing about this one.
+        self._ledger.conduct.unvisited(*urls)
+        now = self._ledger.clock.now()
         return self._put(
             Order(
                 id=id_,
                 url=self._ledger.url("order", id_),
-                account_url=request.signer.url,
+                account_url=account.url,
                 identifiers=identifiers,
                 authorizations=self._ledger.shuffled(urls),
-                expires_at=self._ledger.clock.now() + self._ledger.settings.order_ttl,
+                number=len(self._ledger.orders),
+                placed_at=now,
+                expires_at=now + self._ledger.settings.order_ttl,
+                lifetime=offer.lifetime,
+                profile=offer.profile,
+                not_before=offer.not_before,
+                not_after=offer.not_after,
             )
         )
 
@@ -121,13 +166,25 @@ class Orders:
         misbehaviour = self._ledger.misbehaviour
         if misbehaviour.invalid_order:
             return self._fail(order, _compound(_rejection(each) for each in order.identifiers))
-        if misbehaviour.processing_seconds <= 0:
+        if misbehaviour.processing_seconds <= 0 and not misbehaviour.processing_hangs:
             return self._issue(order)
         finishes_at = self._ledger.clock.now() + timedelta(seconds=misbehaviour.processing_seconds)
         return self._put(msgspec.structs.replace(order, status="processing", finishes_at=finishes_at))
 
+    def _process(self, order: Order) -> Order:
+        """Go on with a finalised order, unless it hangs or is not due."""
+        assert order.finishes_at is not None
+        misbehaviour = self._ledger.misbehaviour
+        if misbehaviour.processing_hangs or order.finishes_at > self._ledger.clock.now():
+            return order
+        if misbehaviour.invalid_order:
+            return self._fail(order, _compound(_rejection(each) for each in order.identifiers))
+        return self._issue(order)
+
     def _issue(self, order: Order) -> Order:
         issued = self._certificates.issue(order)
+        self.lineage.add(issued)
+        self._limits.issued(order.identifiers)
         return self._put(msgspec.structs.replace(order, status="valid", certificate_url=issued.url))
 
     def _fail(self, order: Order, error: dict[str, object]) -> Order:
@@ -145,6 +202,7 @@ class Orders:
             "authorizations": list(self._ledger.shuffled(order.authorizations)),
             "finalize": self._ledger.url("finalize", order.id),
         }
+        document |= _chosen(order)
         if order.certificate_url is not None:
             document["certificate"] = order.certificate_url
         if order.error is not None:
@@ -159,6 +217,17 @@ class Orders:
         if any(challenge.error for each in authorizations for challenge in each.challenges):
             return ()
         return retry_after(self._ledger.misbehaviour, self._ledger.clock.now())
+
+
+def _chosen(order: Order) -> dict[str, str]:
+    """What the client asked for beyond names, or got as the default."""
+    chosen = {
+        "profile": order.profile,
+        "replaces": order.replaces,
+        "notBefore": timestamp(order.not_before) if order.not_before else None,
+        "notAfter": timestamp(order.not_after) if order.not_after else None,
+    }
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _failure(authorization: Authorization) -> dict[str, object]:

@@ -8,9 +8,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _STATUS = {
+    "alreadyReplaced": 409,
     "alreadyRevoked": 400,
     "externalAccountRequired": 403,
     "orderNotReady": 403,
+    "rateLimited": 429,
     "serverInternal": 500,
     "unauthorized": 403,
     "userActionRequired": 403,
@@ -22,7 +24,7 @@ Finding = dict[str, object] | None
 
 
 class Refused(Exception):
-    """The request is answered with a problem document."""
+    """The request is answered with a problem document; `is_policy`: the CA's choice, not the client's fault."""
 
     def __init__(
         self,
@@ -32,8 +34,11 @@ class Refused(Exception):
         status: int | None = None,
         members: Mapping[str, object] | None = None,
         headers: Mapping[str, str] | None = None,
+        is_policy: bool = False,
     ) -> None:
         super().__init__(detail)
+        self.name = name
+        self.is_policy = is_policy
         self.status = status if status is not None else _STATUS.get(name, 400)
         self.document = {**problem(name, detail), "status": self.status, **(members or {})}
         self.headers = dict(headers or {})

@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from aiohttp import web
 
-from scaivaultd.demo.ca_accounts import TERMS_PATH, Accounts
+from scaivaultd.demo.ca_accounts import Accounts
 from scaivaultd.demo.ca_authorizations import Authorizations
 from scaivaultd.demo.ca_certificates import Certificates
-from scaivaultd.demo.ca_exchange import Answer
+from scaivaultd.demo.ca_directory import Directory, new_nonce
 from scaivaultd.demo.ca_front import Front, Row
+from scaivaultd.demo.ca_limits import Limits
 from scaivaultd.demo.ca_misbehaviour import Misbehaviour
 from scaivaultd.demo.ca_nonces import Nonces
 from scaivaultd.demo.ca_orders import Orders
+from scaivaultd.demo.ca_renewal import RenewalInfos, RenewalPolicy
+from scaivaultd.demo.ca_revocation import Revocations
 from scaivaultd.demo.ca_settings import CaSettings
 from scaivaultd.demo.ca_state import Account, Authorization, Issued, Ledger, Order
 from scaivaultd.demo.ca_validation import Perspective, Validator
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from types import TracebackType
 
+    from scaivaultd.demo.ca_exchange import Answer
     from scaivaultd.model.clock import Clock, Randomness
 
 Phase = Literal["received", "processed"]
@@ -62,6 +66,7 @@ class DevelopmentCa:
         require_eab: bool = False,
         settings: CaSettings | None = None,
         misbehaviour: Misbehaviour | None = None,
+        renewal: RenewalPolicy | None = None,
     ) -> None:
         """Bind the socket; serving starts with the context.
 
@@ -80,12 +85,14 @@ class DevelopmentCa:
             require_eab: refuse new accounts without a binding.
             settings: how it serves.
             misbehaviour: what it does wrong; may be changed while it runs.
+            renewal: what renewalInfo says; may be changed while it runs.
 
         Raises:
             OSError: the address cannot be bound.
             ValueError: `dns_server` is not an address and a port.
         """
         self.misbehaviour = misbehaviour or Misbehaviour()
+        self.renewal = renewal or RenewalPolicy()
         self.requests: Counter[str] = Counter()
         """Requests received, by resource name, faulty and refused ones included."""
         self.on_request: Callable[[str, Phase], Awaitable[None]] | None = None
@@ -101,11 +108,14 @@ class DevelopmentCa:
         base_url = f"https://{netloc}:{self._socket.getsockname()[1]}"
         self._ledger = Ledger(base_url, settings, self.misbehaviour, clock, randomness or SystemRandomness())
         self._hierarchy = Hierarchy(clock.now(), settings.alternates)
-        self._require_eab = require_eab
-        self._authorizations = Authorizations(self._ledger, validator)
-        self._certificates = Certificates(self._ledger, self._hierarchy, self._authorizations)
-        self._orders = Orders(self._ledger, self._authorizations, self._certificates)
-        self._accounts = Accounts(self._ledger, eab_keys or {}, require_eab=require_eab)
+        self.limits = Limits(self._ledger)
+        """Rate limits; none by default."""
+        self._directory = Directory(self._ledger, self.renewal, require_eab=require_eab)
+        self._authorizations = Authorizations(self._ledger, self.limits, validator)
+        self._certificates = Certificates(self._ledger, self._hierarchy)
+        self._revocations = Revocations(self._ledger, self._authorizations)
+        self._orders = Orders(self._ledger, self._authorizations, self._certificates, self.limits, self.renewal)
+        self._accounts = Accounts(self._ledger, self.limits, eab_keys or {}, require_eab=require_eab)
         self.root_pem, self._https_pem = https_material(host)
         self._exits = AsyncExitStack()
 
@@ -113,6 +123,11 @@ class DevelopmentCa:
     def directory_url(self) -> str:
         """Where clients begin."""
         return self._ledger.url("directory")
+
+    @property
+    def violations(self) -> list[str]:
+        """What clients did that they must never do, oldest first; `ca_conduct` names the rules. May be cleared."""
+        return self._ledger.conduct.violations
 
     @property
     def issuer_root_pem(self) -> str:
@@ -144,14 +159,43 @@ class DevelopmentCa:
         """Certificates by serial number; a live, read-only view."""
         return MappingProxyType(self._ledger.issued)
 
-    def deactivate_account(self, which: str) -> None:
-        """Deactivate an account from outside, by its URL or key thumbprint.
+    def deactivate_account(self, which: str, status: Literal["deactivated", "revoked"] = "deactivated") -> None:
+        """End an account from outside, by its URL or key thumbprint.
 
         Raises:
             KeyError: there is no such account.
         """
-        account = self._ledger.account_by_thumbprint(which) or self._ledger.accounts[which]
-        self._accounts.deactivate(account)
+        self._accounts.deactivate(self._account(which), status)
+
+    def change_terms(self) -> None:
+        """New terms of service: until an account agrees, newOrder answers userActionRequired.
+
+        It agrees by `termsOfServiceAgreed` in an update of the account, or by a human: `agree_to_terms`.
+        """
+        self._ledger.terms_version += 1
+
+    def agree_to_terms(self, which: str) -> None:
+        """What a human does at the address in `instance`; by account URL or key thumbprint.
+
+        Raises:
+            KeyError: there is no such account.
+        """
+        self._accounts.agree(self._account(which))
+
+    def move_endpoints(self) -> None:
+        """Everything that the directory names moves; the old addresses answer 404 from now on."""
+        self._ledger.generation += 1
+
+    def revoke(self, serial: int, reason: int = 0) -> None:
+        """Revoke a certificate from outside; clients learn it from its renewal window.
+
+        Raises:
+            KeyError: nothing with that serial number was issued.
+        """
+        self._revocations.record(self._ledger.issued[serial], reason, by_client=False)
+
+    def _account(self, which: str) -> Account:
+        return self._ledger.account_by_thumbprint(which) or self._ledger.accounts[which]
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as exits:
@@ -171,14 +215,17 @@ class DevelopmentCa:
         await self._exits.aclose()
 
     def _front(self, wire: Wire) -> Front:
-        documents = {"directory": self._directory, "newNonce": _new_nonce}
+        documents: dict[str, Callable[[str, str], Answer]] = {
+            "directory": self._directory.document,
+            "newNonce": new_nonce,
+            "renewalInfo": RenewalInfos(self._ledger, self._orders.lineage, self.renewal).document,
+        }
         return Front(self._ledger, Nonces(self._ledger), wire, self._rows(), documents, self._notify)
 
     def _rows(self) -> dict[str, Row]:
-        return {
+        rows = {
             "newAccount": Row(self._accounts.new_account, "jwk"),
             "account": Row(self._accounts.account),
-            "keyChange": Row(self._accounts.key_change),
             "orders": Row(self._accounts.orders),
             "newOrder": Row(self._orders.new_order),
             "order": Row(self._orders.order),
@@ -186,28 +233,17 @@ class DevelopmentCa:
             "authorization": Row(self._authorizations.authorization),
             "challenge": Row(self._authorizations.challenge),
             "certificate": Row(self._certificates.certificate),
-            "revokeCert": Row(self._certificates.revoke, "either"),
+            "revokeCert": Row(self._revocations.revoke, "either"),
         }
+        if self._ledger.settings.offers_key_change:
+            rows["keyChange"] = Row(self._accounts.key_change)
+        return rows
 
     async def _notify(self, resource: str, phase: Phase) -> None:
         if phase == "received":
             self.requests[resource] += 1
         if self.on_request is not None:
             await self.on_request(resource, phase)
-
-    def _directory(self, _method: str) -> Answer:
-        resources = ("newNonce", "newAccount", "newOrder", "revokeCert", "keyChange")
-        meta: dict[str, object] = {"externalAccountRequired": self._require_eab, "caaIdentities": ["ca.example"]}
-        if self._ledger.settings.terms_of_service:
-            meta["termsOfService"] = f"{self._ledger.base_url}{TERMS_PATH}"
-        # A member nobody knows, as large CAs insert one to keep clients tolerant.
-        odd = {self._ledger.new_id(): "clients ignore what they do not know"}
-        return Answer(document={**{name: self._ledger.url(name) for name in resources}, "meta": meta, **odd})
-
-
-def _new_nonce(method: str) -> Answer:
-    """HEAD gets 200, GET 204; the front adds the nonce (RFC 8555 section 7.2)."""
-    return Answer(status=200 if method == "HEAD" else 204)
 
 
 def _server_context(https_pem: bytes) -> ssl.SSLContext:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from cryptography import x509
 
+from scaivaultd.demo.ca_conduct import Conduct
 from scaivaultd.demo.ca_identifiers import Identifier
 from scaivaultd.demo.ca_jws import Jwk, PublicKey, b64url
 
@@ -34,8 +35,12 @@ PATHS = {
     "challenge": "/challenge/",
     "finalize": "/finalize/",
     "certificate": "/certificate/",
+    "renewalInfo": "/renewal-info/",
 }
 """Where each resource lives; those ending in a slash are followed by an id."""
+
+MOVABLE = {"newNonce", "newAccount", "newOrder", "revokeCert", "keyChange", "renewalInfo"}
+"""Those the directory names. All others are named by answers, and stay where they are for good."""
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +53,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     contact: tuple[str, ...] = ()
     eab_key_id: str | None = None
     created_at: datetime
+    terms_version: int = 1
+    """Which terms it has agreed to."""
 
     @property
     def thumbprint(self) -> str:
@@ -79,7 +86,7 @@ class Authorization(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """One request for a certificate. `finishes_at` is when `processing` ends."""
+    """One request for a certificate. `finishes_at` is when `processing` ends, `replaces` a CertID."""
 
     id: str
     url: str
@@ -87,7 +94,15 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     identifiers: tuple[Identifier, ...]
     authorizations: tuple[str, ...]
     status: str = "pending"
+    number: int
+    """How many orders there were before it."""
+    placed_at: datetime
     expires_at: datetime
+    lifetime: timedelta
+    profile: str | None = None
+    not_before: datetime | None = None
+    not_after: datetime | None = None
+    replaces: str | None = None
     error: dict[str, object] | None = None
     public_key: PublicKey | None = None
     finishes_at: datetime | None = None
@@ -103,7 +118,15 @@ class Issued(msgspec.Struct, frozen=True, kw_only=True):
     identifiers: tuple[Identifier, ...]
     certificate: x509.Certificate
     chain_pem: str
+    profile: str | None = None
+    downloaded_at: int | None = None
+    """How many orders there were when it was first downloaded: a sequence that stands still with no clock."""
     revocation_reason: int | None = None
+    revoked_at: datetime | None = None
+    is_client_revoked: bool = False
+    """Revoked because a client asked, so that the client knows."""
+    replaced_by: str | None = None
+    """The order that named it in `replaces` last."""
 
 
 class Ledger:
@@ -116,6 +139,12 @@ class Ledger:
         self.settings = settings
         self.misbehaviour = misbehaviour
         self.clock = clock
+        self.conduct = Conduct(clock)
+        self.generation = 0
+        """How often the addresses in the directory have moved."""
+        self.terms_version = 1
+        self.compromised_keys: set[bytes] = set()
+        self.certified_keys: set[bytes] = set()
         self.accounts: dict[str, Account] = {}
         self.authorizations: dict[str, Authorization] = {}
         self.orders: dict[str, Order] = {}
@@ -125,8 +154,14 @@ class Ledger:
         self._odd = 0
 
     def url(self, resource: str, id_: str = "") -> str:
-        """The address of a resource."""
-        return f"{self.base_url}{PATHS[resource]}{id_}"
+        """The present address of a resource."""
+        moved = f"/v{self.generation}" if self.generation and resource in MOVABLE else ""
+        return f"{self.base_url}{moved}{PATHS[resource]}{id_}"
+
+    @property
+    def terms_url(self) -> str:
+        """Where the present terms of service would be read; only the address matters."""
+        return f"{self.base_url}/terms/{self.terms_version}"
 
     def account_by_thumbprint(self, thumbprint: str) -> Account | None:
         """The account whose present key that is, whatever its status."""

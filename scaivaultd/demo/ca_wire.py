@@ -31,6 +31,7 @@ _OPTIONAL = {
     "finalize": _ORDER,
     "authorization": ("expires", "wildcard"),
     "challenge": ("error", "validated"),
+    "renewalInfo": ("explanationURL",),
 }
 """Members a CA may leave out (RFC 8555 section 7.1), by resource."""
 

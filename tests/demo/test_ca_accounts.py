@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
-    from tests.demo.conftest import Client
+    from tests.demo.conftest import Client, FakeClock
 
 
 async def test_a_known_key_finds_its_account_again(client: Client) -> None:
@@ -217,6 +217,13 @@ async def test_a_key_with_an_account_cannot_be_taken(client: Client, neighbour: 
     assert (reply.status, reply.location) == (409, neighbour.kid)
 
 
+async def test_a_certificates_key_cannot_be_taken(client: Client, roll: Roll) -> None:
+    """Section 11.1 holds for the new key of an account as for its first."""
+    await client.issue("a.example.test", key=roll.new)
+    assert (await roll.send()).problem == "badPublicKey"
+    assert (await client.order("a.example.test")).status == 201
+
+
 @pytest.mark.parametrize("bend", ["nonce", "url", "account", "oldKey", "signature"])
 async def test_a_bent_key_change_is_refused(client: Client, roll: Roll, bend: str, make_key: Any, jwk_of: Any) -> None:
     """Each member of the inner JWS guards against one attack (section 11)."""
@@ -233,3 +240,61 @@ async def test_a_bent_key_change_is_refused(client: Client, roll: Roll, bend: st
             roll.header["jwk"] = jwk_of(make_key())
     assert (await roll.send()).problem == "malformed"
     assert (await client.order("a.example.test")).status == 201
+
+
+async def test_changed_terms_stop_orders_until_agreed_to(client: Client, neighbour: Client) -> None:
+    """Section 7.3.3: 403 with a place for a human and the new terms; what was ordered before goes on."""
+    order = await client.order("a.example.test")
+    client.ca.change_terms()
+    refused = await client.order("b.example.test")
+    assert (refused.status, refused.problem) == (403, "userActionRequired")
+    directory = await client.request("GET", client.ca.directory_url)
+    assert f'<{directory.json["meta"]["termsOfService"]}>;rel="terms-of-service"' in refused.headers.getall("Link")
+    assert refused.json["instance"].startswith("https://")
+    assert (await client.post(order.json["authorizations"][0])).status == 200
+    await neighbour.register()
+    assert (await neighbour.order("b.example.test")).status == 201
+
+
+@pytest.mark.parametrize("by", ["human", "update"])
+async def test_new_terms_are_agreed_to_by_a_human_or_an_update(client: Client, by: str) -> None:
+    """Clients probe and go on by themselves; some CAs take the agreement in the account."""
+    client.ca.change_terms()
+    if by == "human":
+        client.ca.agree_to_terms(client.kid or "")
+    else:
+        assert (await client.post(client.kid or "", {"termsOfServiceAgreed": True})).status == 200
+    assert (await client.order("a.example.test")).status == 201
+    client.ca.change_terms()
+    assert (await client.order("a.example.test")).problem == "userActionRequired"
+    with pytest.raises(KeyError):
+        client.ca.agree_to_terms("nobody")
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+async def test_ordering_on_against_new_terms_is_a_violation(client: Client, clock: FakeClock, agreed: bool) -> None:
+    """Only a human helps, so the client asks rarely; once it was agreed, the log is forgiving."""
+    client.ca.change_terms()
+    await client.order("a.example.test")
+    clock.advance(60)
+    if agreed:
+        client.ca.agree_to_terms(client.kid or "")
+        client.ca.change_terms()
+    await client.order("b.example.test")
+    assert [each.partition(":")[0] for each in client.ca.violations] == ([] if agreed else ["hammering"])
+
+
+async def test_a_ca_need_not_offer_key_changes(serve: Callable[..., AbstractAsyncContextManager[Client]]) -> None:
+    """Not in the directory, 404 at the usual place, and nobody is blamed for looking."""
+    async with serve(settings=CaSettings(offers_key_change=False)) as client:
+        await client.register()
+        assert "keyChange" not in (await client.request("GET", client.ca.directory_url)).json
+        assert (await client.post("/key-change", {})).status == 404
+        assert not client.ca.violations
+
+
+async def test_an_account_the_ca_revoked_says_so(client: Client) -> None:
+    """Section 7.1.6 has two ends for accounts."""
+    client.ca.deactivate_account(client.kid or "", "revoked")
+    refused = await client.order("a.example.test")
+    assert (refused.status, refused.json["detail"]) == (401, "the account is revoked")

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from scaivaultd.demo.ca import CaSettings
+from scaivaultd.demo.ca import CaSettings, cert_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,3 +116,29 @@ async def test_strangers_certificates_are_not_found(client: Client, make_key: An
     assert (reply.status, reply.problem) == (404, "malformed")
     assert (await client.post("/revoke-cert", {"certificate": "AAAA"})).problem == "malformed"
     assert (await client.post("/revoke-cert", {})).problem == "malformed"
+
+
+async def test_reasons_are_a_setting(serve: Callable[..., AbstractAsyncContextManager[Client]]) -> None:
+    """Let's Encrypt takes no affiliationChanged, others do."""
+    async with serve(settings=CaSettings(revocation_reasons=frozenset({0, 1, 4, 5}))) as client:
+        await client.register()
+        pem = (await client.issue("a.example.test")).body
+        refused = await client.post("/revoke-cert", revocation(pem, reason=3))
+        assert (refused.problem, refused.json["detail"]) == ("badRevocationReason", "reason 3 is none of [0, 1, 4, 5]")
+
+
+@pytest.mark.parametrize(("by_client", "rules"), [(True, ["ari-ended"]), (False, [])])
+async def test_who_revoked_knows(client: Client, clock: FakeClock, by_client: bool, rules: list[str]) -> None:
+    """Renewal information is how others learn it, so only they may ask on."""
+    client.ca.misbehaviour.retry_after_form = "none"
+    pem = (await client.issue("a.example.test")).body
+    ((serial, issued),) = client.ca.issued.items()
+    if by_client:
+        await client.post("/revoke-cert", revocation(pem))
+    else:
+        client.ca.revoke(serial)
+    await client.request("GET", client.url(f"/renewal-info/{cert_id(issued.certificate)}"))
+    assert [each.partition(":")[0] for each in client.ca.violations] == rules
+    assert client.ca.issued[serial].revoked_at == clock.now()
+    with pytest.raises(KeyError):
+        client.ca.revoke(5)
