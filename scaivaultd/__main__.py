@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import resource
 import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from scaivaultd.daemon import Daemon
     from scaivaultd.settings import Mistake, Settings
+    from scaivaultd.settings_plugins import Installed
 
 EX_CONFIG = 78
 FILES_MAX = 65_536
@@ -58,8 +60,12 @@ def serve(config_file: Path) -> None:
 @main.command("check-config")
 @_config_option
 def check_config(config_file: Path) -> None:
-    """Check the configuration and the files it names; exit code 78 when something is wrong."""
-    _settings(config_file)
+    """Check the configuration, and the files and plugins it names; exit code 78 when something is wrong."""
+    from scaivaultd.settings_plugins import check_plugins
+
+    settings = _settings(config_file)
+    if mistakes := check_plugins(settings, _installed(), config_file):
+        _end_with(mistakes)
     click.echo(f"{config_file}: ok")
 
 
@@ -86,15 +92,32 @@ def _settings(config_file: Path) -> Settings:
 
     try:
         settings = load(config_file)
-        mistakes: Sequence[Mistake] = check_files(settings, config_file)
     except SettingsError as error:
-        mistakes = error.mistakes
-    else:
-        if not mistakes:
-            return settings
+        _end_with(error.mistakes)
+    if mistakes := check_files(settings, config_file):
+        _end_with(mistakes)
+    return settings
+
+
+def _end_with(mistakes: Sequence[Mistake]) -> NoReturn:
     for mistake in mistakes:
         click.echo(str(mistake), err=True)
     sys.exit(EX_CONFIG)
+
+
+def _installed() -> Installed:
+    import structlog
+
+    from scaivaultd import plugin_manager
+    from scaivaultd.settings_plugins import Installed
+
+    silent = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    found = plugin_manager.load(silent)
+    return Installed(
+        dns_providers=found.dns_providers,
+        secret_backends=found.secret_backends,
+        solvers={name: kind for (_, name), kind in found.solvers.items()},
+    )
 
 
 def _raise_file_limit() -> None:
