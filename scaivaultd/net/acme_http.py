@@ -50,7 +50,7 @@ class CaSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     user_agent: str
     trust_files: tuple[Path, ...] = ()
-    requests_in_flight: int = 16
+    requests_in_flight: int = 10
 
 
 class CaConnection:
