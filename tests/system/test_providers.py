@@ -22,6 +22,7 @@ from tests.fakes.digitalocean import FakeDigitalOcean
 from tests.fakes.google import FakeGoogle
 from tests.fakes.hetzner import FakeHetzner
 from tests.fakes.http import FakeApi
+from tests.fakes.httpreq import FakeHttpreq
 from tests.fakes.route53 import FakeRoute53
 
 if TYPE_CHECKING:
@@ -215,3 +216,26 @@ async def test_a_program_of_the_administrator_writes_the_records(
         assert refused["errors"][0]["code"] == "configuration_file_only"
         order = await daemon.issue(await daemon.account(pebble), ZONE, f"*.{ZONE}", challenge_type="dns-01")
         assert order["status"] == "valid", order
+
+
+async def test_a_bridge_of_the_administrator_writes_the_records(
+    development_dns: DevelopmentDns,
+    make_pebble: Callable[..., Awaitable[Any]],
+    make_daemon: Callable[..., Awaitable[Any]],
+) -> None:
+    """Many small DNS bridges speak httpreq already."""
+    async with FakeHttpreq() as bridge:
+        bridge.demand_password("acme", "the-password")
+        bridge.on_txt = lambda name, values: development_dns.set_txt(name, values)
+        pebble = await make_pebble(dns_server=development_dns.address)
+        daemon = await make_daemon(
+            pebble,
+            dns=f'resolvers = ["{development_dns.address}"]\nauthoritative_port = {development_dns.port}\n'
+            f'[[dns_provider]]\nname = "bridge"\ntype = "httpreq"\nzones = ["{ZONE}"]\n'
+            f'config = {{ endpoint = "{bridge.url}/acme", username_path = "dns/user", password_path = "dns/pass" }}',
+        )
+        await daemon.ask("secrets.put", path="dns/user", value="acme")
+        await daemon.ask("secrets.put", path="dns/pass", value="the-password")
+        order = await daemon.issue(await daemon.account(pebble), ZONE, f"*.{ZONE}", challenge_type="dns-01")
+        assert order["status"] == "valid", order
+        assert bridge.violations == []
