@@ -22,22 +22,31 @@ from scaivaultd.model.ids import IdMaker
 from scaivaultd.net.acme_http import CaPool, CaSettings
 from scaivaultd.net.authoritative import AuthoritativeDns
 from scaivaultd.net.guard import AddressGuard
+from scaivaultd.net.own_answer import OwnAnswers
 from scaivaultd.net.secrets import ReferencedSecrets
+from scaivaultd.net.zerossl import ZeroSslEab
 from scaivaultd.plugin import PluginContext, SolverContext
 from scaivaultd.probes import probes, shown_addresses
+from scaivaultd.services.account_care import AccountCare
 from scaivaultd.services.accounts import Accounts
+from scaivaultd.services.budgets import Budgets
+from scaivaultd.services.bulk_renewals import BulkRenewals
 from scaivaultd.services.certificates import Certificates
 from scaivaultd.services.dns_checks import DnsChecks
 from scaivaultd.services.dns_providers import DnsProviders
 from scaivaultd.services.issuing import Issuing
 from scaivaultd.services.jobs import Jobs
+from scaivaultd.services.preflight import Preflight, PreflightModes
 from scaivaultd.services.provider_pool import ProviderPool
 from scaivaultd.services.pursuit import Tools
+from scaivaultd.services.renewing import Renewing
+from scaivaultd.services.revoking import Revoking
 from scaivaultd.services.secrets import LentSecrets, Secrets
 from scaivaultd.services.solvers import Solvers
 from scaivaultd.services.system import System
 from scaivaultd.services.txt_records import TxtRecords
-from scaivaultd.services.waiting import Waiting
+from scaivaultd.services.updating import Updating
+from scaivaultd.services.waiting import Signal, Waiting
 from scaivaultd.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
@@ -193,11 +202,38 @@ class Daemon:
         stack.push_async_callback(cas.close)
         jobs = Jobs(log)
         waiting = Waiting(store)
+        budgets = Budgets(
+            store=store,
+            rules={each.directory_url: each.rules for each in settings.rate_limits},
+            clock=self._clock,
+            log=log,
+        )
+        preflight = Preflight(
+            PreflightModes(
+                caa=settings.preflight.caa,
+                delegation=settings.preflight.delegation,
+                reachability=settings.preflight.reachability,
+                timeout_seconds=settings.preflight.timeout_seconds,
+            ),
+            name_servers=name_servers,
+            own_answer=OwnAnswers(
+                http01_port=settings.preflight.http01_port,
+                tlsalpn01_port=settings.preflight.tlsalpn01_port,
+                user_agent=USER_AGENT,
+                clock=self._clock,
+            ),
+            clock=self._clock,
+            log=log,
+        )
         accounts = Accounts(
             store=store,
             sealer=sealer,
             cas=cas,
             secrets=secrets,
+            budgets=budgets,
+            eab_source=ZeroSslEab(
+                settings.acme.zerossl_api, trust_files=settings.acme.trust_files, user_agent=USER_AGENT
+            ),
             jobs=jobs,
             waiting=waiting,
             ids=self._ids,
@@ -217,6 +253,9 @@ class Daemon:
             randomness=self._randomness,
             log=log,
             node_id=node_id,
+            budgets=budgets,
+            preflight=preflight,
+            renewals=Signal(),
         )
         issuing = Issuing(
             tools,
@@ -239,7 +278,40 @@ class Daemon:
             probes(store, bus, publisher, listeners),
             lambda: self._info(node_id, plugins, solvers, jobs),
         )
-        certificates = Certificates(store=store, sealer=sealer, log=log)
+        certificates = Certificates(store=store, sealer=sealer, clock=self._clock, log=log)
+        renewing = Renewing(
+            store=store,
+            accounts=accounts,
+            issuing=issuing,
+            clock=self._clock,
+            randomness=self._randomness,
+            log=log,
+            renewals_per_ca=settings.acme.orders_per_ca,
+        )
+        tools.renewals.subscribe(renewing.changed)
+        updating = Updating(tools, issuing=issuing, renewing=renewing, certificates=certificates)
+        bulk_renewals = BulkRenewals(store=store, renewing=renewing, ids=self._ids, clock=self._clock, log=log)
+        revoking = Revoking(
+            tools,
+            jobs,
+            waiting,
+            issuing=issuing,
+            renewing=renewing,
+            patience_seconds=settings.acme.order_timeout_seconds,
+        )
+        care = AccountCare(
+            store=store,
+            sealer=sealer,
+            accounts=accounts,
+            issuing=issuing,
+            renewing=renewing,
+            jobs=jobs,
+            waiting=waiting,
+            ids=self._ids,
+            clock=self._clock,
+            randomness=self._randomness,
+            log=log,
+        )
         checks = DnsChecks(
             providers=providers,
             records=records,
@@ -251,16 +323,25 @@ class Daemon:
         gateway = NatsGateway(
             bus,
             Dispatcher(
-                _bind(accounts, issuing, certificates, providers, checks, secrets, system), ids=self._ids, log=log
+                [
+                    *_bind(accounts, issuing, certificates, providers, checks, secrets, system),
+                    *_bind_life(care, budgets, certificates, renewing, updating, bulk_renewals, revoking),
+                ],
+                ids=self._ids,
+                log=log,
             ),
             root=settings.nats.subject_root,
             version=__version__,
             clock=self._clock,
             log=log,
         )
+        await budgets.resume()
+        await care.resume()
         await accounts.resume()
         await issuing.resume()
         await records.sweep()
+        await revoking.resume()
+        await renewing.resume()
         # Only now: whoever knocked since the sockets were bound waits in the backlog for an answer we have.
         await listeners.http01.start()
         log.info("http01.listening", addresses=shown_addresses(listeners.http01))
@@ -268,7 +349,16 @@ class Daemon:
         log.info("tlsalpn01.listening", addresses=shown_addresses(listeners.tlsalpn01))
         try:
             async with asyncio.TaskGroup() as rooms:
-                permanent = [rooms.create_task(self._serve(bus, gateway)), rooms.create_task(publisher.run())]
+                permanent = [
+                    rooms.create_task(each)
+                    for each in (
+                        self._serve(bus, gateway),
+                        publisher.run(),
+                        renewing.run(),
+                        bulk_renewals.run(),
+                        care.run(),
+                    )
+                ]
                 await self._stopping.wait()
                 log.info("daemon.stopping", orders_under_way=len(jobs))
                 waiting.end()
@@ -356,6 +446,7 @@ def _bind(
         commands.ISSUE.bind(issuing.issue),
         commands.LIST_ORDERS.bind(issuing.list),
         commands.GET_ORDER.bind(issuing.get),
+        commands.CANCEL_ORDER.bind(issuing.cancel),
         commands.LIST_CERTIFICATES.bind(certificates.list),
         commands.GET_CERTIFICATE.bind(certificates.get),
         commands.GET_PEM.bind(certificates.pem),
@@ -372,4 +463,30 @@ def _bind(
         commands.DELETE_SECRET.bind(secrets.delete),
         commands.HEALTH.bind(system.health),
         commands.INFO.bind(system.info),
+    ]
+
+
+def _bind_life(
+    care: AccountCare,
+    budgets: Budgets,
+    certificates: Certificates,
+    renewing: Renewing,
+    updating: Updating,
+    bulk_renewals: BulkRenewals,
+    revoking: Revoking,
+) -> Sequence[Binding]:
+    return [
+        commands.UPDATE_ACCOUNT.bind(care.update),
+        commands.ROTATE_ACCOUNT_KEY.bind(care.rotate_key),
+        commands.DEACTIVATE_ACCOUNT.bind(care.deactivate),
+        commands.LIMITS.bind(budgets.limits),
+        commands.LIST_VERSIONS.bind(certificates.versions),
+        commands.RENEW_CERTIFICATE.bind(renewing.renew),
+        commands.UPDATE_CERTIFICATE.bind(updating.update),
+        commands.REVOKE.bind(revoking.revoke),
+        commands.GET_REVOCATION.bind(revoking.get),
+        commands.CREATE_BULK_RENEWAL.bind(bulk_renewals.create),
+        commands.LIST_BULK_RENEWALS.bind(bulk_renewals.list),
+        commands.GET_BULK_RENEWAL.bind(bulk_renewals.get),
+        commands.CANCEL_BULK_RENEWAL.bind(bulk_renewals.cancel),
     ]

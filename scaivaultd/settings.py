@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from scaivaultd.acme.limit_rules import Rule
 from scaivaultd.model.errors import StartupError
 from scaivaultd.settings_check import Finding, findings
 from scaivaultd.settings_locator import Key, dotted, line_of, lines_of
@@ -40,6 +41,7 @@ _Section = TypeVar("_Section", bound=msgspec.Struct)
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "json", "console"]
 Fallback = Literal["404", "redirect", "proxy"]
+CheckMode = Literal["off", "warn", "block"]
 
 
 class NatsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -145,6 +147,46 @@ class AcmeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         float,
         Meta(ge=10, le=2_592_000, description="How long an order may take before it has failed, retries included."),
     ] = 3600.0
+    zerossl_api: Annotated[
+        str,
+        Meta(
+            pattern=r"^https://[^\s/?#@]+$",
+            description="Where external account bindings for ZeroSSL are fetched; for tests and proxies.",
+        ),
+    ] = "https://api.zerossl.com"
+
+
+class RateLimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The rate limits of a CA that publishes none we know, or has agreed to others."""
+
+    directory_url: Annotated[str, Meta(min_length=1, description="The CA's directory, exactly as accounts have it.")]
+    rules: Annotated[
+        tuple[Rule, ...],
+        Meta(description="All its limits, in place of those we know; see docs/how-to/rate-limits.md. Empty: none."),
+    ] = ()
+
+
+class PreflightSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is checked before a CA is asked. `warn` writes what it finds into the order, `block` ends the order."""
+
+    caa: Annotated[
+        CheckMode, Meta(description="Whether the names' CAA records (RFC 8659, RFC 8657) permit this CA and account.")
+    ] = "warn"
+    delegation: Annotated[
+        CheckMode, Meta(description="Whether the names lie in zones that are delegated to servers which serve them.")
+    ] = "warn"
+    reachability: Annotated[
+        CheckMode,
+        Meta(
+            description="Whether our own http-01 or tls-alpn-01 answer is seen at the names' addresses from here. Off "
+            "unless this host reaches itself by its public names."
+        ),
+    ] = "off"
+    timeout_seconds: Annotated[
+        float, Meta(ge=0.1, le=60, description="How long the checks of one order may take; what is left is skipped.")
+    ] = 5.0
+    http01_port: Annotated[int, Meta(ge=1, le=65535, description="Where the CA looks for http-01.")] = 80
+    tlsalpn01_port: Annotated[int, Meta(ge=1, le=65535, description="Where the CA looks for tls-alpn-01.")] = 443
 
 
 class DnsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -242,11 +284,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tlsalpn01: TlsAlpn01Settings = TlsAlpn01Settings()
     acme: AcmeSettings = AcmeSettings()
     dns: DnsSettings = DnsSettings()
+    preflight: PreflightSettings = PreflightSettings()
     secrets: SecretsSettings = SecretsSettings()
     log: LogSettings = LogSettings()
     dns_provider: Annotated[
         tuple[DnsProviderSettings, ...],
         Meta(description="DNS providers of the administrator, each in a table of its own."),
+    ] = ()
+    rate_limits: Annotated[
+        tuple[RateLimitSettings, ...],
+        Meta(description="Rate limits of CAs, each in a table of its own."),
     ] = ()
 
 

@@ -15,6 +15,7 @@ from cryptography import x509
 
 from scaivaultd.acme.wire import clean
 from scaivaultd.model.errors import BackendRateLimited, CaMisbehaved, CaUnavailable, Timeout
+from scaivaultd.model.resources import RenewalPoint, RenewalWindow
 
 if TYPE_CHECKING:
     from scaivaultd.model.errors import ScaivaultError
@@ -28,25 +29,11 @@ _TEMPORARY_PAUSES = (timedelta(minutes=1), timedelta(minutes=5), timedelta(minut
 _SHARE_OF_LIFETIME = 10
 
 
-class RenewalWindow(msgspec.Struct, frozen=True, kw_only=True):
-    """When the CA would like the certificate to be renewed: UTC, `end` after `start`."""
-
-    start: datetime
-    end: datetime
-
-
 class RenewalInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One answer; `explanation_url` is a page for people that says why the window is where it is."""
 
     window: RenewalWindow
     explanation_url: str | None = None
-
-
-class RenewalPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """The moment drawn in a window, kept with it: only another window is a reason to draw again."""
-
-    window: RenewalWindow
-    moment: datetime
 
 
 def certificate_id_for_ari(leaf: x509.Certificate) -> str | None:

@@ -12,11 +12,20 @@ from urllib.parse import quote
 import msgspec
 
 from scaivaultd.model.ids import EventId
-from scaivaultd.model.resources import Environment, KeyType, Provider, Trouble
+from scaivaultd.model.resources import (
+    Environment,
+    FailureKind,
+    Fault,
+    KeyType,
+    OrderCause,
+    Provider,
+    RevocationReason,
+    Trouble,
+)
 from scaivaultd.model.storage import OutboxEvent
 
 if TYPE_CHECKING:
-    from scaivaultd.model.resources import Account, Certificate, Order
+    from scaivaultd.model.resources import Account, Certificate, Issued, Order, Renewal, Revocation
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -47,6 +56,152 @@ class CertificateIssued(Event, frozen=True):
     not_before: datetime
     not_after: datetime
     auto_renew: bool
+    fallback_from: list[str] = []
+
+
+class CertificateRenewed(Event, frozen=True):
+    """A certificate has a new version."""
+
+    type: ClassVar[str] = "certificate.renewed"
+    summary: ClassVar[str] = (
+        "A certificate has a new version and can be fetched. `fallback_from` are accounts whose CA failed before."
+    )
+
+    certificate_id: str
+    order_id: str
+    account_id: str
+    domains: list[str]
+    cause: OrderCause
+    version: int
+    previous_version: int
+    serial_number: str
+    previous_serial_number: str
+    fingerprint_sha256: str
+    issuer: str
+    key_type: KeyType
+    not_before: datetime
+    not_after: datetime
+    previous_not_after: datetime
+    auto_renew: bool
+    fallback_from: list[str] = []
+
+
+class CertificateRenewalFailed(Event, frozen=True):
+    """An attempt to renew a certificate failed."""
+
+    type: ClassVar[str] = "certificate.renewal_failed"
+    summary: ClassVar[str] = (
+        "An attempt to renew a certificate failed. `error` is the cause, `kind` and `fault` weigh it, `remedy` says "
+        "what a person can do, `next_try_at` when it goes on by itself, `next_account_id` with whom, if with another."
+    )
+
+    certificate_id: str
+    order_id: str | None
+    account_id: str
+    domains: list[str]
+    version: int
+    not_after: datetime
+    cause: OrderCause
+    attempt: int
+    kind: FailureKind
+    fault: Fault
+    error: Trouble
+    remedy: str | None
+    next_try_at: datetime | None
+    next_account_id: str | None = None
+
+
+class CertificateRenewalBlocked(Event, frozen=True):
+    """A certificate will not be renewed until a person acts."""
+
+    type: ClassVar[str] = "certificate.renewal_blocked"
+    summary: ClassVar[str] = (
+        "A certificate will not be renewed by itself any more until a person acts; `remedy` says how."
+    )
+
+    certificate_id: str
+    account_id: str
+    domains: list[str]
+    version: int
+    not_after: datetime
+    error: Trouble
+    remedy: str | None
+
+
+class CertificateExpiring(Event, frozen=True):
+    """A certificate comes close to its end and has not been renewed."""
+
+    type: ClassVar[str] = "certificate.expiring"
+    summary: ClassVar[str] = (
+        "25, 15 or 5 percent of the current version's lifetime are left, and it has not been renewed; `error` is the "
+        "last failure, if there was one."
+    )
+
+    certificate_id: str
+    account_id: str
+    domains: list[str]
+    version: int
+    serial_number: str
+    not_after: datetime
+    percent_left: int
+    auto_renew: bool
+    attempt: int
+    next_try_at: datetime | None
+    error: Trouble | None
+
+
+class CertificateExpired(Event, frozen=True):
+    """A certificate has expired without a successor."""
+
+    type: ClassVar[str] = "certificate.expired"
+    summary: ClassVar[str] = (
+        "The current version of a certificate has expired; attempts to renew it go on, if it is to be."
+    )
+
+    certificate_id: str
+    account_id: str
+    domains: list[str]
+    version: int
+    serial_number: str
+    not_after: datetime
+    auto_renew: bool
+    attempt: int
+    next_try_at: datetime | None
+    error: Trouble | None
+
+
+class CertificateRevoked(Event, frozen=True):
+    """A version of a certificate was revoked."""
+
+    type: ClassVar[str] = "certificate.revoked"
+    summary: ClassVar[str] = (
+        "A version was revoked. `origin`: by us through the CA (`acme`), in our store only (`store`), or by somebody "
+        "else (`outside`): then the CA's renewal window says so, by lying in the past."
+    )
+
+    certificate_id: str
+    order_id: str
+    account_id: str
+    domains: list[str]
+    version: int
+    is_current: bool
+    serial_number: str
+    fingerprint_sha256: str
+    reason: RevocationReason | None
+    origin: str
+    revoked_at: datetime
+
+
+class OrderCancelled(Event, frozen=True):
+    """A caller has given an order up."""
+
+    type: ClassVar[str] = "order.cancelled"
+    summary: ClassVar[str] = "A caller has given an order up."
+
+    order_id: str
+    account_id: str
+    domains: list[str]
+    renews: str | None
 
 
 class OrderFailed(Event, frozen=True):
@@ -89,6 +244,60 @@ class AccountDeactivated(Event, frozen=True):
     account_url: str | None
 
 
+class AccountUpdated(Event, frozen=True):
+    """An account was changed at its CA."""
+
+    type: ClassVar[str] = "account.updated"
+    summary: ClassVar[str] = "An account's contact or agreement was changed at its CA."
+
+    account_id: str
+    name: str
+    provider: Provider
+    environment: Environment
+    directory_url: str
+    account_url: str | None
+
+
+class AccountKeyRotated(Event, frozen=True):
+    """An account has another key."""
+
+    type: ClassVar[str] = "account.key_rotated"
+    summary: ClassVar[str] = "An account has another key at its CA; dns-persist-01 and CAA accounturi are not touched."
+
+    account_id: str
+    name: str
+    provider: Provider
+    environment: Environment
+    directory_url: str
+    account_url: str | None
+    key_thumbprint: str
+
+
+class AccountTermsChanged(Event, frozen=True):
+    """The CA has other terms of service than were agreed to."""
+
+    type: ClassVar[str] = "account.terms_changed"
+    summary: ClassVar[str] = (
+        "The CA has other terms of service than were agreed to; read them, and agree with `pki.acme.accounts.update`."
+    )
+
+    account_id: str
+    name: str
+    directory_url: str
+    terms_of_service_url: str
+    previous_url: str | None
+
+
+class AccountActionResolved(Event, frozen=True):
+    """The CA serves an account again."""
+
+    type: ClassVar[str] = "account.action_resolved"
+    summary: ClassVar[str] = "The CA serves an account again after a person has acted; its orders go on."
+
+    account_id: str
+    name: str
+
+
 class AccountActionRequired(Event, frozen=True):
     """The CA waits for a person before it serves an account."""
 
@@ -106,10 +315,21 @@ class AccountActionRequired(Event, frozen=True):
 
 EVENTS: tuple[type[Event], ...] = (
     CertificateIssued,
+    CertificateRenewed,
+    CertificateRenewalFailed,
+    CertificateRenewalBlocked,
+    CertificateExpiring,
+    CertificateExpired,
+    CertificateRevoked,
     OrderFailed,
+    OrderCancelled,
     AccountCreated,
+    AccountUpdated,
+    AccountKeyRotated,
+    AccountTermsChanged,
     AccountDeactivated,
     AccountActionRequired,
+    AccountActionResolved,
 )
 """Every event there is, for the reference."""
 
@@ -130,8 +350,119 @@ def certificate_issued(certificate: Certificate, order: Order, now: datetime) ->
         not_before=certificate.not_before,
         not_after=certificate.not_after,
         auto_renew=certificate.auto_renew,
+        fallback_from=list(order.accounts_tried),
     )
     return _queued(body, certificate.id, order.id, now)
+
+
+def certificate_renewed(certificate: Certificate, previous: Certificate, order: Order, now: datetime) -> OutboxEvent:
+    """The event of an order that brought a new version; one for each order, for ever."""
+    body = CertificateRenewed(
+        certificate_id=certificate.id,
+        order_id=order.id,
+        account_id=certificate.account_id,
+        domains=[str(each) for each in certificate.identifiers],
+        cause=order.cause,
+        version=certificate.version,
+        previous_version=previous.version,
+        serial_number=certificate.serial_number,
+        previous_serial_number=previous.serial_number,
+        fingerprint_sha256=certificate.fingerprint_sha256,
+        issuer=certificate.issuer,
+        key_type=certificate.key_type,
+        not_before=certificate.not_before,
+        not_after=certificate.not_after,
+        previous_not_after=previous.not_after,
+        auto_renew=certificate.auto_renew,
+        fallback_from=list(order.accounts_tried),
+    )
+    return _queued(body, certificate.id, order.id, now)
+
+
+def certificate_renewal_failed(
+    certificate: Certificate, renewal: Renewal, order: Order, trouble: Trouble, now: datetime, next_account: str | None
+) -> OutboxEvent:
+    """The event of one failed attempt; `renewal` as it is after it."""
+    body = CertificateRenewalFailed(
+        certificate_id=certificate.id,
+        order_id=order.id,
+        account_id=order.account_id,
+        domains=[str(each) for each in order.identifiers],
+        version=certificate.version,
+        not_after=certificate.not_after,
+        cause=order.cause,
+        attempt=renewal.attempt,
+        kind=trouble.kind or "transient",
+        fault=trouble.fault or "here",
+        error=trouble,
+        remedy=trouble.remedy,
+        next_try_at=renewal.next_try_at,
+        next_account_id=next_account,
+    )
+    return _queued(body, certificate.id, f"{order.id}.{order.epoch}.{renewal.attempt}", now)
+
+
+def certificate_renewal_blocked(certificate: Certificate, trouble: Trouble, now: datetime) -> OutboxEvent:
+    """The event of a certificate that waits for a person; once for each moment it was found out."""
+    body = CertificateRenewalBlocked(
+        certificate_id=certificate.id,
+        account_id=certificate.account_id,
+        domains=[str(each) for each in certificate.identifiers],
+        version=certificate.version,
+        not_after=certificate.not_after,
+        error=trouble,
+        remedy=trouble.remedy,
+    )
+    return _queued(body, certificate.id, f"{certificate.id}.{certificate.version}.{int(now.timestamp())}", now)
+
+
+def certificate_expiring(certificate: Certificate, renewal: Renewal, percent_left: int, now: datetime) -> OutboxEvent:
+    """One announcement of the end of a version; 0 percent: it has come. Each comes once for each version."""
+    said: dict[str, Any] = {
+        "certificate_id": certificate.id,
+        "account_id": certificate.account_id,
+        "domains": [str(each) for each in certificate.identifiers],
+        "version": certificate.version,
+        "serial_number": certificate.serial_number,
+        "not_after": certificate.not_after,
+        "auto_renew": certificate.auto_renew,
+        "attempt": renewal.attempt,
+        "next_try_at": renewal.next_try_at,
+        "error": renewal.error,
+    }
+    body = CertificateExpiring(**said, percent_left=percent_left) if percent_left else CertificateExpired(**said)
+    return _queued(body, certificate.id, f"{certificate.id}.{certificate.version}.{percent_left}", now)
+
+
+def certificate_revoked(
+    certificate: Certificate, version: Issued, revocation: Revocation, now: datetime
+) -> OutboxEvent:
+    """The event of a revoked version; once for each."""
+    body = CertificateRevoked(
+        certificate_id=certificate.id,
+        order_id=version.order_id,
+        account_id=version.account_id,
+        domains=[str(each) for each in version.identifiers],
+        version=version.version,
+        is_current=version.version == certificate.version,
+        serial_number=version.serial_number,
+        fingerprint_sha256=version.fingerprint_sha256,
+        reason=revocation.reason,
+        origin=revocation.origin,
+        revoked_at=revocation.at,
+    )
+    return _queued(body, certificate.id, f"{certificate.id}.{version.version}", now)
+
+
+def order_cancelled(order: Order, now: datetime) -> OutboxEvent:
+    """The event of an order that a caller gave up."""
+    body = OrderCancelled(
+        order_id=order.id,
+        account_id=order.account_id,
+        domains=[str(each) for each in order.identifiers],
+        renews=order.renews,
+    )
+    return _queued(body, order.id, order.id, now)
 
 
 def order_failed(order: Order, now: datetime) -> OutboxEvent:
@@ -153,6 +484,39 @@ def account_created(account: Account, now: datetime) -> OutboxEvent:
 def account_deactivated(account: Account, now: datetime) -> OutboxEvent:
     """The event of an account that the CA refuses from now on; that is final (RFC 8555 section 7.3.6)."""
     return _queued(AccountDeactivated(**_account(account)), account.id, account.id, now)
+
+
+def account_updated(account: Account, now: datetime) -> OutboxEvent:
+    """The event of a change at the CA."""
+    return _queued(AccountUpdated(**_account(account)), account.id, f"{account.id}.{_milliseconds(now)}", now)
+
+
+def account_key_rotated(account: Account, now: datetime) -> OutboxEvent:
+    """The event of a key change; once for each key."""
+    body = AccountKeyRotated(**_account(account), key_thumbprint=account.key_thumbprint)
+    return _queued(body, account.id, account.key_id, now)
+
+
+def account_terms_changed(account: Account, now: datetime) -> OutboxEvent:
+    """The event of new terms; `account` as it is after they were noticed."""
+    body = AccountTermsChanged(
+        account_id=account.id,
+        name=account.name,
+        directory_url=account.directory_url,
+        terms_of_service_url=account.terms_changed_to or "",
+        previous_url=account.ca.terms_of_service if account.ca else None,
+    )
+    return _queued(body, account.id, f"{account.id}.{_milliseconds(now)}", now)
+
+
+def account_action_resolved(account: Account, now: datetime) -> OutboxEvent:
+    """The event of a CA that serves the account again."""
+    body = AccountActionResolved(account_id=account.id, name=account.name)
+    return _queued(body, account.id, f"{account.id}.{_milliseconds(now)}", now)
+
+
+def _milliseconds(now: datetime) -> int:
+    return int(now.timestamp() * 1000)
 
 
 def account_action_required(account: Account, order: Order, trouble: Trouble, now: datetime) -> OutboxEvent:

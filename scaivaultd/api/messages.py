@@ -9,19 +9,25 @@ from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from scaivaultd.model.dns import CaaSet, NameServer, PropagationReport, ServerVerdict, Visibility
 from scaivaultd.model.errors import FieldError, Problem
 from scaivaultd.model.resources import (
     AccountStatus,
     CaDescription,
+    CertificateStatus,
     ChallengeType,
     Environment,
     IdentifierTrouble,
     KeyType,
+    OrderCause,
     OrderStatus,
+    PreflightVerdict,
     Provider,
+    Queued,
+    Revocation,
+    RevocationReason,
     Trouble,
 )
 
@@ -31,6 +37,10 @@ WaitSeconds = Annotated[
 ]
 Limit = Annotated[int, Meta(ge=1, le=500, description="At most so many items in one reply.")]
 Cursor = Annotated[str, Meta(max_length=200, description="`next_cursor` of the page before.")]
+Duration = (
+    Annotated[float, Meta(gt=0, le=3_153_600_000, description="Seconds.")]
+    | Annotated[str, Meta(pattern=r"^[0-9]{1,9}[smhd]$", description="A number and its unit: `90m`, `36h`, `30d`.")]
+)
 Name = Annotated[
     str,
     Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$", description="A name for people; unique."),
@@ -75,7 +85,33 @@ class CreateAccount(Request, frozen=True):
         bool,
         Meta(description="Registering is your word that you agree to the CA's terms; false withholds it."),
     ] = True
-    eab: Annotated[EabRequest | None, Meta(description="External account binding, where the CA demands one.")] = None
+    eab: Annotated[
+        EabRequest | None,
+        Meta(
+            description="External account binding, where the CA demands one. For `zerossl` it may be absent: it is "
+            "fetched there, by `zerossl_access_key_path` or else for `email`."
+        ),
+    ] = None
+    zerossl_access_key_path: (
+        Annotated[str, Meta(max_length=500, description="Reference to an access key of ZeroSSL's API.")] | None
+    ) = None
+    account_key_path: (
+        Annotated[
+            str,
+            Meta(
+                max_length=500,
+                description="Reference to the private key (PEM) of an account that exists at the CA already: it is "
+                "found by its key, and no account is made.",
+            ),
+        ]
+        | None
+    ) = None
+    account_key_pem: (
+        Annotated[
+            str, Meta(max_length=20_000, description="That key itself; over a trusted channel only. Stored sealed.")
+        ]
+        | None
+    ) = None
     ca_certificates_pem: (
         Annotated[
             str,
@@ -85,11 +121,45 @@ class CreateAccount(Request, frozen=True):
     ) = None
     wait_seconds: WaitSeconds = 4.0
 
+    def __repr__(self) -> str:
+        return f"CreateAccount(name={self.name!r}, provider={self.provider!r})"
+
 
 class AccountById(Request, frozen=True):
     """Name one account."""
 
     id: Annotated[str, Meta(description="The account's id, `acme_...`.")]
+
+
+class UpdateAccount(AccountById, frozen=True):
+    """Change an account; absent members stay."""
+
+    name: Name | UnsetType = UNSET
+    email: Annotated[
+        Annotated[str, Meta(max_length=254)] | UnsetType | None,
+        Meta(description="The CA's only contact from now on; null takes it away."),
+    ] = UNSET
+    terms_of_service_agreed: Annotated[
+        bool | UnsetType,
+        Meta(
+            description="true: you agree to the terms the CA has now (`terms_changed_to`), or have done what it asked."
+        ),
+    ] = UNSET
+    wait_seconds: WaitSeconds = 10.0
+
+
+class RotateAccountKey(AccountById, frozen=True):
+    """Give an account another key at its CA (RFC 8555 section 7.3.5); orders wait meanwhile."""
+
+    key_type: Annotated[KeyType, Meta(description="Kind of the new account key.")] = "ec-p256"
+    wait_seconds: WaitSeconds = 10.0
+
+
+class DeactivateAccount(AccountById, frozen=True):
+    """End an account for good: the CA never serves it again, its orders end, its certificates are not renewed by it."""
+
+    confirm: Annotated[str, Meta(max_length=100, description="The account's name, to show that you mean it.")]
+    wait_seconds: WaitSeconds = 10.0
 
 
 class ListAccounts(Request, frozen=True):
@@ -118,6 +188,18 @@ class AccountReply(msgspec.Struct, frozen=True, kw_only=True):
         CaDescription | None, Meta(description="What the CA said of itself at registration: terms, CAA, profiles.")
     ] = None
     error: Annotated[Trouble | None, Meta(description="Why it is invalid, or not registered yet.")] = None
+    action_required: Annotated[
+        Trouble | None,
+        Meta(
+            description="The CA waits for a person: visit `acme.instance`. Orders wait; they go on by themselves "
+            "afterwards, at once if you say so with `pki.acme.accounts.update` and terms_of_service_agreed."
+        ),
+    ] = None
+    terms_changed_to: Annotated[
+        str | None, Meta(description="The CA's terms of service, if they are not those that were agreed to.")
+    ] = None
+    key_change_pending: Annotated[bool, Meta(description="A key change is under way.")] = False
+    deactivation_pending: Annotated[bool, Meta(description="The CA is still to be told that the account ends.")] = False
 
 
 class AccountList(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,13 +235,67 @@ class Issue(Request, frozen=True):
     """Ask for a certificate. The reply is the order; poll it, or wait for `certificate.issued`."""
 
     account_id: Annotated[str, Meta(description="Which account orders it.")]
+    challenge_type: Annotated[ChallengeType, Meta(description="How to prove the names.")]
     domains: Annotated[
         list[Annotated[str, Meta(max_length=1000)]],
-        Meta(min_length=1, max_length=1000, description="Host names, wildcards (`*.name`, dns-01 only), addresses."),
-    ]
-    challenge_type: Annotated[ChallengeType, Meta(description="How to prove the names.")]
+        Meta(
+            max_length=1000,
+            description="Host names, wildcards (`*.name`, dns-01 only), addresses. May be absent with `csr`: then its "
+            "names count.",
+        ),
+    ] = []
+    account_ids: Annotated[
+        list[Annotated[str, Meta(max_length=100)]],
+        Meta(
+            max_length=10,
+            description="Further accounts, in order: the next is tried when the CA of the one before is at fault.",
+        ),
+    ] = []
     auto_renew: Annotated[bool, Meta(description="Keep it renewed.")] = True
     key_type: Annotated[KeyType, Meta(description="Kind of the certificate's private key.")] = "ec-p256"
+    reuse_key: Annotated[bool, Meta(description="Keep the private key at renewals; a fresh one otherwise.")] = False
+    csr: (
+        Annotated[
+            str,
+            Meta(
+                max_length=100_000,
+                description="Your own CSR, in PEM or base64 of DER: then the private key never exists here. "
+                "Renewals send the same CSR until `pki.certificates.update` brings another.",
+            ),
+        ]
+        | None
+    ) = None
+    profile: (
+        Annotated[str, Meta(max_length=100, description="One of the CA's profiles; the account shows which there are.")]
+        | None
+    ) = None
+    profile_policy: Annotated[
+        Literal["required", "preferred"],
+        Meta(description="Where the CA does not offer the profile: fail, or go without one and warn."),
+    ] = "required"
+    preferred_chain: (
+        Annotated[
+            str,
+            Meta(
+                max_length=200,
+                description="Of several chains, the one whose top certificate was issued by this common name, or that "
+                "leads to the root with this SHA-256 fingerprint. If none fits: the CA's default, and a warning.",
+            ),
+        ]
+        | None
+    ) = None
+    not_after: Annotated[
+        datetime | None,
+        Meta(
+            tz=True,
+            description="The end of the certificate's life, where the CA lets its callers choose; renewals ask for the "
+            "same lifetime.",
+        ),
+    ] = None
+    renew_before: Annotated[
+        Duration | None,
+        Meta(description="Renew when so much of the lifetime is left, in place of the CA's window and our own rule."),
+    ] = None
     dns_provider: (
         Annotated[
             str,
@@ -189,6 +325,10 @@ class OrderById(Request, frozen=True):
     """Name one order."""
 
     order_id: Annotated[str, Meta(description="The order's id, `acme_order_...`.")]
+
+
+class CancelOrder(OrderById, frozen=True):
+    """Give an order up: it ends as `deactivated`, and what was put in place for it goes."""
 
 
 class ListOrders(Request, frozen=True):
@@ -235,6 +375,23 @@ class OrderReply(msgspec.Struct, frozen=True, kw_only=True):
         tuple[PropagationReport, ...],
         Meta(description="For dns-01: each record name, how far its values have come, and each server's verdict."),
     ] = ()
+    cause: Annotated[OrderCause, Meta(description="Why there is this order.")] = "issue"
+    renews: Annotated[str | None, Meta(description="The certificate of which it makes the next version.")] = None
+    version: Annotated[int | None, Meta(description="Which version of the certificate it brought.")] = None
+    account_ids: Annotated[list[str], Meta(description="All accounts to try, in order.")] = []
+    profile: str | None = None
+    warnings: Annotated[
+        tuple[str, ...], Meta(description="What was done otherwise than asked for: a profile left out, another chain.")
+    ] = ()
+    preflight: Annotated[
+        tuple[PreflightVerdict, ...], Meta(description="What was checked before the CA was asked, name by name.")
+    ] = ()
+    queued: Annotated[
+        Queued | None,
+        Meta(
+            description="Which of the CA's budgets is used up, and when the order's turn is expected; nothing is wrong."
+        ),
+    ] = None
     attempt: Annotated[int, Meta(description="How many setbacks it has had.")] = 0
     next_try_at: Annotated[datetime | None, Meta(description="When it goes on after a setback.")] = None
     error: Annotated[Trouble | None, Meta(description="The last setback, or why it is invalid.")] = None
@@ -257,8 +414,30 @@ class ListCertificates(Request, frozen=True):
     """Page through certificates, oldest first."""
 
     domain: Annotated[str | None, Meta(description="Only certificates that hold exactly this name.")] = None
+    status: Annotated[CertificateStatus | None, Meta(description="Only certificates in this state.")] = None
+    account_id: Annotated[str | None, Meta(description="Only certificates whose current version it ordered.")] = None
+    serial_number: Annotated[
+        str | None, Meta(max_length=200, description="Only the certificate whose current version has it.")
+    ] = None
     limit: Limit = 100
     cursor: Cursor | None = None
+
+
+class RenewalReply(msgspec.Struct, frozen=True, kw_only=True):
+    """When a certificate is renewed, and how that goes."""
+
+    moment: Annotated[datetime | None, Meta(description="When it is renewed next, by itself; null: it is not.")]
+    next_try_at: Annotated[datetime | None, Meta(description="After a failure: when it goes on.")] = None
+    attempt: Annotated[int, Meta(description="Failures in a row.")] = 0
+    error: Annotated[Trouble | None, Meta(description="The last failure; `remedy` says what to do.")] = None
+    order_id: Annotated[str | None, Meta(description="The order that makes the next version.")] = None
+    is_stopped: Annotated[
+        bool, Meta(description="It is not tried again by itself until `pki.certificates.renew` or `.update`.")
+    ] = False
+    window_start: Annotated[datetime | None, Meta(description="The CA's renewal window (ARI, RFC 9773).")] = None
+    window_end: datetime | None = None
+    explanation_url: Annotated[str | None, Meta(description="The CA's page about the window.")] = None
+    window_polled_at: Annotated[datetime | None, Meta(description="When the CA is asked about it next.")] = None
 
 
 class CertificateReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,7 +446,7 @@ class CertificateReply(msgspec.Struct, frozen=True, kw_only=True):
     id: Annotated[str, Meta(description="`cert_...`")]
     order_id: str
     account_id: str
-    status: Literal["valid", "revoked", "expired"]
+    status: CertificateStatus
     domains: list[str]
     version: Annotated[int, Meta(description="1, and one more with each renewal.")]
     serial_number: Annotated[str, Meta(description="Hexadecimal octets joined by colons.")]
@@ -279,6 +458,29 @@ class CertificateReply(msgspec.Struct, frozen=True, kw_only=True):
     not_before: datetime
     not_after: datetime
     created_at: datetime
+    issued_at: datetime | None = None
+    has_private_key: Annotated[bool, Meta(description="false: it was made from a caller's CSR.")] = True
+    revocation: Revocation | None = None
+    renewal: RenewalReply | None = None
+    terms: Annotated[TermsReply | None, Meta(description="What its next order asks for.")] = None
+
+
+class TermsReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What the orders of a certificate ask for."""
+
+    account_ids: list[str]
+    domains: list[str]
+    challenge_type: ChallengeType
+    key_type: KeyType
+    reuse_key: bool
+    profile: str | None
+    profile_policy: Literal["required", "preferred"]
+    preferred_chain: str | None
+    lifetime_seconds: float | None
+    solver: str | None
+    dns_provider: str | None
+    has_csr: bool
+    renew_before_seconds: float | None
 
 
 class CertificateList(msgspec.Struct, frozen=True, kw_only=True):
@@ -286,6 +488,247 @@ class CertificateList(msgspec.Struct, frozen=True, kw_only=True):
 
     items: list[CertificateReply]
     next_cursor: str | None
+
+
+class ListVersions(CertificateById, frozen=True):
+    """Page through the versions of a certificate, oldest first; the current one comes last."""
+
+    limit: Limit = 100
+    cursor: Cursor | None = None
+
+
+class VersionReply(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a certificate."""
+
+    id: str
+    version: int
+    is_current: bool
+    status: CertificateStatus
+    order_id: str
+    account_id: str
+    domains: list[str]
+    key_type: KeyType
+    serial_number: str
+    fingerprint_sha256: str
+    issuer: str
+    not_before: datetime
+    not_after: datetime
+    issued_at: datetime | None
+    has_private_key: bool
+    revocation: Revocation | None = None
+
+
+class VersionList(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of versions."""
+
+    items: list[VersionReply]
+    next_cursor: str | None
+
+
+class RenewCertificate(CertificateById, frozen=True):
+    """Renew a certificate now. While an order for it is under way, that one is hurried and answered with."""
+
+    wait_seconds: WaitSeconds = 2.0
+
+
+class UpdateCertificate(CertificateById, frozen=True):
+    """Change what the next orders ask for; absent members stay, null takes away. Other names are ordered at once."""
+
+    domains: Annotated[
+        Annotated[list[Annotated[str, Meta(max_length=1000)]], Meta(min_length=1, max_length=1000)] | UnsetType,
+        Meta(description="The new set of names: ordered at once, as the next version."),
+    ] = UNSET
+    account_id: Annotated[str | UnsetType, Meta(description="Which account orders from now on.")] = UNSET
+    account_ids: Annotated[
+        list[Annotated[str, Meta(max_length=100)]] | UnsetType, Meta(description="Further accounts, in order.")
+    ] = UNSET
+    challenge_type: ChallengeType | UnsetType = UNSET
+    auto_renew: bool | UnsetType = UNSET
+    key_type: KeyType | UnsetType = UNSET
+    reuse_key: bool | UnsetType = UNSET
+    csr: Annotated[
+        str | UnsetType, Meta(description="Another CSR for the same names, or for those in `domains`: ordered at once.")
+    ] = UNSET
+    profile: str | UnsetType | None = UNSET
+    profile_policy: Literal["required", "preferred"] | UnsetType = UNSET
+    preferred_chain: str | UnsetType | None = UNSET
+    renew_before: Duration | UnsetType | None = UNSET
+    dns_provider: str | UnsetType | None = UNSET
+    propagation: PropagationRequest | UnsetType | None = UNSET
+    solver: str | UnsetType | None = UNSET
+    wait_seconds: WaitSeconds = 0.0
+
+
+class RevokeCertificate(Request, frozen=True):
+    """Revoke one version of a certificate: by `serial_number`, or by `certificate_id`, at its current version or
+    `version`.
+    """
+
+    serial_number: (
+        Annotated[str, Meta(max_length=200, description="Hexadecimal, with or without colons. Must be unambiguous.")]
+        | None
+    ) = None
+    certificate_id: str | None = None
+    version: Annotated[int, Meta(ge=1)] | None = None
+    reason: Annotated[RevocationReason, Meta(description="Let's Encrypt takes all but `affiliation_changed`.")] = (
+        "unspecified"
+    )
+    use_acme: Annotated[
+        bool,
+        Meta(description="Through the CA; false marks it as revoked in our store only, and no browser learns of it."),
+    ] = True
+    replace: Annotated[
+        bool, Meta(description="First make a new version with a new key; revoke only when that is there.")
+    ] = False
+    wait_seconds: WaitSeconds = 10.0
+
+
+class RevocationReply(msgspec.Struct, frozen=True, kw_only=True):
+    """A revocation, done or under way."""
+
+    id: Annotated[str, Meta(description="`revocation_...`")]
+    status: Annotated[Literal["pending", "done", "failed"], Meta(description="`certificate.revoked` follows `done`.")]
+    certificate_id: str
+    version: int
+    serial_number: str
+    reason: RevocationReason
+    use_acme: bool
+    replace: bool
+    created_at: datetime
+    was_revoked_already: Annotated[bool, Meta(description="The CA said that it was revoked before.")] = False
+    order_id: Annotated[str | None, Meta(description="The order for the replacement.")] = None
+    next_try_at: datetime | None = None
+    error: Trouble | None = None
+
+
+class RevocationById(Request, frozen=True):
+    """Name one revocation."""
+
+    id: Annotated[str, Meta(description="The revocation's id, `revocation_...`.")]
+
+
+class CreateBulkRenewal(Request, frozen=True):
+    """Renew many certificates ahead of their time, so many a minute. All filters together choose; at least one."""
+
+    certificate_ids: Annotated[
+        list[Annotated[str, Meta(max_length=100)]], Meta(max_length=10_000, description="Exactly these.")
+    ] = []
+    all: Annotated[bool, Meta(description="Every certificate that passes the other filters.")] = False
+    account_id: Annotated[str | None, Meta(description="Those whose current version it ordered.")] = None
+    issuer: Annotated[str | None, Meta(max_length=200, description="Those issued by exactly this common name.")] = None
+    domain: Annotated[str | None, Meta(max_length=255, description="Those with this name or a name below it.")] = None
+    issued_before: Annotated[datetime | None, Meta(tz=True, description="Those whose validity began earlier.")] = None
+    per_minute: Annotated[float, Meta(gt=0, le=6000, description="How many are set going in a minute.")] = 60.0
+    note: Annotated[str, Meta(max_length=500, description="Why, for those who read it later.")] = ""
+    dry_run: Annotated[bool, Meta(description="Only count; nothing is started or kept.")] = False
+
+
+class BulkRenewalById(Request, frozen=True):
+    """Name one bulk renewal."""
+
+    id: Annotated[str, Meta(description="Its id, `bulk_...`.")]
+
+
+class ListBulkRenewals(Request, frozen=True):
+    """Page through bulk renewals, oldest first."""
+
+    status: Literal["running", "finished", "cancelled"] | None = None
+    limit: Limit = 100
+    cursor: Cursor | None = None
+
+
+class BulkRenewalReply(msgspec.Struct, frozen=True, kw_only=True):
+    """A bulk renewal and how far it has come."""
+
+    id: Annotated[str | None, Meta(description="`bulk_...`; null after a dry run.")]
+    status: Literal["running", "finished", "cancelled"]
+    created_at: datetime
+    note: str
+    per_minute: float
+    total: Annotated[int, Meta(description="How many certificates were chosen.")]
+    started: Annotated[int, Meta(description="Set going so far.")]
+    skipped: Annotated[int, Meta(description="Not set going: gone, or renewed since by themselves.")]
+    renewed: int
+    failed: Annotated[int, Meta(description="Orders that ended without a certificate; they are tried again as usual.")]
+    under_way: int
+    finished_at: datetime | None = None
+    estimated_end: Annotated[datetime | None, Meta(description="When the last is set going.")] = None
+
+
+class BulkRenewalList(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of bulk renewals."""
+
+    items: list[BulkRenewalReply]
+    next_cursor: str | None
+
+
+class ListLimits(Request, frozen=True):
+    """Show the budgets at the CAs: what is spent, and when the next order may go."""
+
+    account_id: Annotated[
+        str | None, Meta(description="Only the CA of this account, and of its budgets only its own.")
+    ] = None
+    domain: Annotated[
+        str | None, Meta(max_length=255, description="Only budgets that an order for this name would touch.")
+    ] = None
+
+
+class LimitReply(msgspec.Struct, frozen=True, kw_only=True):
+    """One budget that is not full, or is closed."""
+
+    directory_url: str
+    limit: Annotated[str, Meta(description="What is counted per what: `certificates_per_registered_domain`.")]
+    subject: Annotated[str, Meta(description="Whose budget it is.")]
+    amount: Annotated[int | None, Meta(description="How many fit in; null: only a refusal told us of it.")] = None
+    window_seconds: Annotated[int | None, Meta(description="In which time a spent budget refills, evenly.")] = None
+    used: int | None = None
+    left: Annotated[int | None, Meta(description="Including `reserved`, which only renewals may take.")] = None
+    reserved: int = 0
+    refills_at: Annotated[datetime | None, Meta(description="When the next one is there.")] = None
+    full_at: datetime | None = None
+    new_at: Annotated[datetime | None, Meta(description="When a new certificate may be ordered; null: now.")] = None
+    renewal_at: Annotated[datetime | None, Meta(description="When a renewal without ARI may be; null: now.")] = None
+    needs_human: Annotated[
+        bool, Meta(description="The CA has paused it: visit the page it named, then renew or issue again.")
+    ] = False
+
+
+class CaLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one CA limits, as far as we know."""
+
+    directory_url: str
+    rules: Annotated[
+        list[LimitRule], Meta(description="As published or configured; empty: the CA teaches us by refusing.")
+    ]
+
+
+class LimitRule(msgspec.Struct, frozen=True, kw_only=True):
+    """One rule."""
+
+    limit: str
+    amount: int
+    window_seconds: int
+    reserved: int
+    exempt: list[str]
+
+
+class WaitingOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """An order that waits for a budget."""
+
+    order_id: str
+    directory_url: str
+    limit: str
+    subject: str
+    until: datetime
+    ahead: Annotated[int, Meta(description="How many wait for the same in front of it.")]
+
+
+class LimitsReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Budgets, the scarcest first, and who waits for them."""
+
+    cas: list[CaLimits]
+    items: Annotated[list[LimitReply], Meta(description="At most 500; budgets that are full are not listed.")]
+    waiting: Annotated[list[WaitingOrder], Meta(description="At most 500, the next first.")]
 
 
 ProviderName = Annotated[
@@ -509,6 +952,13 @@ class CertificatePem(CertificateById, frozen=True):
     """Which PEM of a certificate."""
 
     part: Annotated[Part, Meta(description="`leaf`, `chain` (what comes above it), or both.")] = "fullchain"
+    version: Annotated[int, Meta(ge=1, description="An earlier version; absent: the current one.")] | None = None
+
+
+class CertificateKey(CertificateById, frozen=True):
+    """Which private key of a certificate."""
+
+    version: Annotated[int, Meta(ge=1, description="An earlier version; absent: the current one.")] | None = None
 
 
 class PemReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scaivaultd.model.dns import ServerVerdict
+    from scaivaultd.model.resources import PreflightVerdict
 
 
 class FieldError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -128,6 +129,44 @@ class Conflict(ScaivaultError):
     status: ClassVar[int] = 409
     title: ClassVar[str] = "The state does not allow this"
     remedy: ClassVar[str] = "Get the resource and look at its `status`; then decide what to ask for."
+
+
+class AccountUnusable(ScaivaultError):
+    """The account is deactivated, invalid or unknown to its CA: nothing can be asked in its name."""
+
+    code: ClassVar[str] = "account_unusable"
+    status: ClassVar[int] = 409
+    title: ClassVar[str] = "The account cannot be used"
+    remedy: ClassVar[str] = (
+        "Register another account (`pki.acme.accounts.create`) and give it to the certificate "
+        "(`pki.certificates.update` with `account_id`); a deactivated account never comes back."
+    )
+
+
+class PreflightFailed(ScaivaultError):
+    """A check before the CA was asked shows that it would refuse, and the configuration says to stop then."""
+
+    code: ClassVar[str] = "preflight_failed"
+    status: ClassVar[int] = 422
+    title: ClassVar[str] = "A check before asking the CA failed"
+    remedy: ClassVar[str] = (
+        "Read `preflight` in the order: each verdict names the record or the answer that stands in the way. "
+        "`[preflight]` in the configuration says which checks stop an order and which only warn."
+    )
+
+    def __init__(self, detail: str, verdicts: Sequence[PreflightVerdict] = (), *, may_pass: bool = False) -> None:
+        super().__init__(detail)
+        self.verdicts = tuple(verdicts)
+        self.may_pass = may_pass
+
+
+class Cancelled(ScaivaultError):
+    """A caller has cancelled the order."""
+
+    code: ClassVar[str] = "cancelled"
+    status: ClassVar[int] = 409
+    title: ClassVar[str] = "The order was cancelled"
+    remedy: ClassVar[str] = "Nothing is wrong: somebody asked for it with `pki.acme.orders.cancel`."
 
 
 class RateLimited(ScaivaultError):
@@ -360,6 +399,9 @@ WIRE_ERRORS: tuple[type[ScaivaultError], ...] = (
     UnsupportedChallenge,
     NotFound,
     Conflict,
+    AccountUnusable,
+    Cancelled,
+    PreflightFailed,
     RateLimited,
     Standby,
     StorageUnavailable,

@@ -19,6 +19,8 @@ EventId = NewType("EventId", str)
 DnsProviderId = NewType("DnsProviderId", str)
 NodeId = NewType("NodeId", str)
 RequestId = NewType("RequestId", str)
+BulkRenewalId = NewType("BulkRenewalId", str)
+RevocationId = NewType("RevocationId", str)
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -63,6 +65,14 @@ class IdMaker:
     def request(self) -> RequestId:
         """`req_...`: one request, for the log and the caller."""
         return RequestId(f"req_{self._tail()}")
+
+    def bulk_renewal(self) -> BulkRenewalId:
+        """`bulk_...`: many certificates renewed at once."""
+        return BulkRenewalId(f"bulk_{self._tail()}")
+
+    def revocation(self) -> RevocationId:
+        """`revocation_...`: a revocation."""
+        return RevocationId(f"revocation_{self._tail()}")
 
     def _tail(self) -> str:
         milliseconds = int(self._clock.now().timestamp() * 1000)

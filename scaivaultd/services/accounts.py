@@ -7,6 +7,7 @@ means asking again with the same key, which finds the same account.
 from __future__ import annotations
 
 import re
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -42,16 +43,19 @@ from scaivaultd.services.setbacks import Memory
 from scaivaultd.services.waiting import sleep_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
+    from datetime import datetime
 
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.api.commands import RequestContext
     from scaivaultd.model.clock import Clock, Randomness
     from scaivaultd.model.ids import IdMaker
+    from scaivaultd.model.resources import Order, Trouble
     from scaivaultd.model.storage import OutboxEvent
+    from scaivaultd.services.budgets import Budgets
     from scaivaultd.services.jobs import Jobs
-    from scaivaultd.services.ports import CaClient, Cas, Sealer, Store
+    from scaivaultd.services.ports import CaClient, Cas, EabSource, Sealer, Store
     from scaivaultd.services.secrets import Secrets
     from scaivaultd.services.waiting import Waiting
 
@@ -70,6 +74,8 @@ class Accounts:
         sealer: Sealer,
         cas: Cas,
         secrets: Secrets,
+        budgets: Budgets,
+        eab_source: EabSource,
         jobs: Jobs,
         waiting: Waiting,
         ids: IdMaker,
@@ -82,6 +88,8 @@ class Accounts:
         self._sealer = sealer
         self._cas = cas
         self._secrets = secrets
+        self._budgets = budgets
+        self._eab_source = eab_source
         self._jobs = jobs
         self._waiting = waiting
         self._ids = ids
@@ -131,6 +139,26 @@ class Accounts:
             raise StorageUnavailable(f"the key {account.key_id} of account {account.id} is missing from the store")
         key = AccountKey(self._sealer.open(stored.value.sealed, KEYS.key(account.key_id), "private_key"))
         return self._cas.client(account.directory_url, account.ca_certificates_pem, key, account.url)
+
+    @asynccontextmanager
+    async def using(self, account_id: AccountId) -> AsyncIterator[None]:
+        """Hold while an attempt signs with the account's key: its key is not changed meanwhile, and a change of key is
+        waited for."""
+        yield
+
+    async def held_until(self, account: Account) -> datetime | None:
+        """Until when orders of the account are to wait, since its CA waits for a person.
+
+        None: they may ask; where it is time to see whether the person has acted, that goes for one caller only.
+        """
+        return None
+
+    async def hold(self, account: Account, trouble: Trouble, order: Order) -> datetime:
+        """The CA wants a person to act (`userActionRequired`): no order asks before the moment returned."""
+        return self._clock.now() + timedelta(hours=1)
+
+    async def served(self, account: Account) -> None:
+        """The CA has taken an order of the account: whoever had to act has acted."""
 
     async def examine(self, account: Account) -> bool:
         """Find out what became of an account the CA will not serve (RFC 8555 sections 7.3.1 and 7.3.6).

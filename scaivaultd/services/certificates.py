@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from scaivaultd.acme import x509
 from scaivaultd.api import messages as m
-from scaivaultd.model.errors import InvalidRequest, NotFound
+from scaivaultd.model.errors import Internal, InvalidRequest, NotFound
 from scaivaultd.model.names import parse_identifiers
 from scaivaultd.services.documents import CERTIFICATES, KEYS
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.api.commands import RequestContext
+    from scaivaultd.model.clock import Clock
     from scaivaultd.model.resources import Certificate
     from scaivaultd.services.ports import Sealer, Store
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 class Certificates:
     """Handlers of `pki.certificates.*`."""
 
-    def __init__(self, *, store: Store, sealer: Sealer, log: FilteringBoundLogger) -> None:
+    def __init__(self, *, store: Store, sealer: Sealer, clock: Clock, log: FilteringBoundLogger) -> None:
         self._store = store
+        self._clock = clock
         self._sealer = sealer
         self._log = log
 
@@ -44,9 +46,15 @@ class Certificates:
         parts = {"leaf": leaf, "chain": "".join(chain), "fullchain": certificate.chain_pem}
         return m.PemReply(id=certificate.id, version=certificate.version, part=request.part, pem=parts[request.part])
 
-    async def key(self, request: m.CertificateById, context: RequestContext) -> m.KeyReply:
+    async def versions(self, request: m.ListVersions, context: RequestContext) -> m.VersionList:
+        """Handle `pki.certificates.versions`."""
+        raise Internal("not built yet")
+
+    async def key(self, request: m.CertificateKey, context: RequestContext) -> m.KeyReply:
         """Handle `pki.certificates.key`; every answer leaves a log record."""
         certificate = await self._load(request.id)
+        if certificate.key_id is None:
+            raise NotFound(f"the private key of {certificate.id} was never here: its CSR came from a caller")
         stored = await KEYS.get(self._store, certificate.key_id)
         if stored is None:
             raise NotFound(f"the private key of {certificate.id} is not in the store")

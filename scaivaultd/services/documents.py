@@ -12,12 +12,17 @@ from scaivaultd.model.names import name_set_key
 from scaivaultd.model.resources import (
     Account,
     AccountName,
+    BulkRenewal,
     Certificate,
+    CertificateVersion,
+    CompromisedKey,
     DnsProvider,
     DnsProviderName,
     IdempotentResult,
     NamePointer,
     Order,
+    Renewal,
+    RevocationRequest,
     SealedKey,
     StoredSecret,
     TxtRecord,
@@ -149,14 +154,43 @@ class Shelf(Generic[T]):
                 return found
 
 
-ACCOUNTS: Shelf[Account] = Shelf("account", Account, lambda each: each.id, lambda each: {"status": each.status})
+ACCOUNTS: Shelf[Account] = Shelf(
+    "account",
+    Account,
+    lambda each: each.id,
+    lambda each: {"status": each.status, "thumbprint": each.key_thumbprint},
+)
 KEYS: Shelf[SealedKey] = Shelf("key", SealedKey, lambda each: each.id, lambda _: {})
 ORDERS: Shelf[Order] = Shelf("order", Order, lambda each: each.id, lambda each: _order_index(each))
 CERTIFICATES: Shelf[Certificate] = Shelf(
     "certificate",
     Certificate,
     lambda each: each.id,
-    lambda each: {f"domain:{name}": "yes" for name in each.identifiers},
+    lambda each: {
+        "status": each.status,
+        "account": each.account_id,
+        "serial": each.serial_number,
+        **{f"domain:{name}": "yes" for name in each.identifiers},
+    },
+)
+VERSIONS: Shelf[CertificateVersion] = Shelf(
+    "version",
+    CertificateVersion,
+    lambda each: version_id(each.certificate_id, each.version),
+    lambda each: {"certificate": each.certificate_id, "serial": each.serial_number},
+)
+RENEWALS: Shelf[Renewal] = Shelf("renewal", Renewal, lambda each: each.certificate_id, lambda _: {})
+BULK_RENEWALS: Shelf[BulkRenewal] = Shelf(
+    "bulk_renewal", BulkRenewal, lambda each: each.id, lambda each: {"status": each.status}
+)
+REVOCATIONS: Shelf[RevocationRequest] = Shelf(
+    "revocation",
+    RevocationRequest,
+    lambda each: each.id,
+    lambda each: {"status": each.status, "certificate": each.certificate_id},
+)
+COMPROMISED_KEYS: Shelf[CompromisedKey] = Shelf(
+    "compromised_key", CompromisedKey, lambda each: each.spki_sha256, lambda _: {}
 )
 ACCOUNT_NAMES: Shelf[AccountName] = Shelf("account_name", AccountName, lambda each: digest(each.name), lambda _: {})
 NAME_POINTERS: Shelf[NamePointer] = Shelf("name", NamePointer, lambda _: "", lambda _: {})
@@ -176,7 +210,18 @@ IDEMPOTENCY: Shelf[IdempotentResult] = Shelf("idempotency", IdempotentResult, la
 
 def _order_index(order: Order) -> dict[str, str]:
     index: dict[str, str] = {"status": order.status, "account": order.account_id}
-    return {**index, "url": digest(order.url)} if order.url else index
+    if order.url:
+        index["url"] = digest(order.url)
+    if order.bulk_id:
+        index["bulk"] = order.bulk_id
+    if order.has_open_authorizations:
+        index["open"] = "yes"
+    return index
+
+
+def version_id(certificate_id: str, version: int) -> str:
+    """Where an earlier version lives: in key order the versions of a certificate are in theirs."""
+    return f"{certificate_id}.{version:08d}"
 
 
 def txt_record_id(provider_id: str, record_name: str, value: str) -> str:

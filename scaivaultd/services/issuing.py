@@ -16,6 +16,7 @@ from scaivaultd.model.errors import (
     CaUnavailable,
     Conflict,
     FieldError,
+    Internal,
     InvalidRequest,
     NotFound,
     RateLimited,
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scaivaultd.api.commands import RequestContext
-    from scaivaultd.model.resources import Account
+    from scaivaultd.model.ids import AccountId, BulkRenewalId, CertificateId
+    from scaivaultd.model.resources import Account, OrderCause
     from scaivaultd.plugin import ChallengeResponse
     from scaivaultd.services.dns_providers import DnsProviders
     from scaivaultd.services.jobs import Jobs
@@ -101,6 +103,39 @@ class Issuing:
         where = {"status": request.status, "account": request.account_id}
         page = await ORDERS.page(self._store, where=where, cursor=request.cursor, limit=request.limit)
         return m.OrderList(items=[self._reply(each.value) for each in page.items], next_cursor=page.next_cursor)
+
+    async def cancel(self, request: m.CancelOrder, context: RequestContext) -> m.OrderReply:
+        """Handle `pki.acme.orders.cancel`."""
+        raise Internal("not built yet")
+
+    async def renew(
+        self, certificate_id: CertificateId, cause: OrderCause, *, bulk_id: BulkRenewalId | None = None
+    ) -> Order:
+        """The order that makes the next version of a certificate: the one under way, or a new one, started.
+
+        Order and `Renewal` are committed together. An order under way is not hurried by this.
+
+        Raises:
+            NotFound: there is no such certificate.
+            AccountUnusable: none of its accounts can order.
+            Conflict: its key must not be certified again (a compromised key of a CSR, or with `reuse_key`).
+            UnsupportedChallenge: no solver is installed any more, or no DNS provider.
+        """
+        raise Internal("not built yet")
+
+    def hurry(self, order_id: OrderId) -> None:
+        """End the pause an order makes after a setback, if it makes one."""
+
+    async def rest(self, order_id: OrderId) -> None:
+        """Wait until an order has ended, or pauses after a setback; returns at once for one without a job."""
+
+    async def end_orders_of(self, account_id: AccountId, error: ScaivaultError) -> int:
+        """End every unfinished order of an account as `deactivated`, with this error; returns how many."""
+        return 0
+
+    def reply(self, order: Order) -> m.OrderReply:
+        """An order as callers see it."""
+        return self._reply(order)
 
     async def resume(self) -> None:
         """Go on with every order that has not ended: by its state at the CA, not by our memory."""

@@ -259,6 +259,30 @@ class SecretSource(Protocol):
         ...
 
 
+class OwnAnswer(Protocol):
+    """Looks at a name's addresses as a CA would, from here. Never follows where it should not, never raises."""
+
+    async def http01(self, host: str, token: str, expected: str) -> str | None:
+        """What stands in the way of the key authorization at `host`, in words; None when it is there."""
+        ...
+
+    async def tlsalpn01(self, host: str, expected_digest: bytes) -> str | None:
+        """The same for the `acme-tls/1` certificate; `host` is a name or an address."""
+        ...
+
+
+class EabSource(Protocol):
+    """Fetches external account bindings where a CA gives them away by an API of its own (ZeroSSL)."""
+
+    async def by_access_key(self, access_key: str) -> tuple[str, str]:
+        """Key identifier and MAC key (base64url); raises CaRefused, CaUnavailable, CaMisbehaved."""
+        ...
+
+    async def by_email(self, email: str) -> tuple[str, str]:
+        """The same for an e-mail address."""
+        ...
+
+
 class NameServers(Protocol):
     """DNS as it is served: asked at the authoritative servers, because caches remember what was not there yet."""
 

@@ -55,13 +55,16 @@ if TYPE_CHECKING:
 
     from scaivaultd.acme.wire import Authorization
     from scaivaultd.model.clock import Clock, Randomness
-    from scaivaultd.model.ids import IdMaker, NodeId
+    from scaivaultd.model.ids import CertificateId, IdMaker, NodeId
     from scaivaultd.model.storage import Change, OutboxEvent
     from scaivaultd.services.accounts import Accounts
+    from scaivaultd.services.budgets import Budgets
     from scaivaultd.services.ports import CaClient, Fetched, Sealer, Store
+    from scaivaultd.services.preflight import Preflight
     from scaivaultd.services.presence import Presence
     from scaivaultd.services.solvers import Solvers
     from scaivaultd.services.txt_records import TxtRecords
+    from scaivaultd.services.waiting import Signal
 
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 10.0
@@ -104,6 +107,9 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     randomness: Randomness
     log: FilteringBoundLogger
     node_id: NodeId
+    budgets: Budgets
+    preflight: Preflight
+    renewals: Signal[CertificateId]
     asking: Asking = msgspec.field(default_factory=lambda: Asking())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scaivaultd.services.ports import Store
 
 T = TypeVar("T", bound=msgspec.Struct)
+V = TypeVar("V")
 
 
 LOOK_AT_THE_CLOCK_SECONDS = 60.0
@@ -27,6 +28,22 @@ async def sleep_until(clock: Clock, moment: datetime) -> None:
     """Sleep until a moment of the wall clock, in steps: it may be set, and the machine may have slept too."""
     while (left := (moment - clock.now()).total_seconds()) > 0:
         await clock.sleep(min(left, LOOK_AT_THE_CLOCK_SECONDS))
+
+
+class Signal(Generic[V]):
+    """Tells whoever has subscribed that something has changed; never blocks, never fails for the teller."""
+
+    def __init__(self) -> None:
+        self._heard_by: list[Callable[[V], None]] = []
+
+    def subscribe(self, heard: Callable[[V], None]) -> None:
+        """Have `heard` called at each `tell`, at once and in the teller's task."""
+        self._heard_by.append(heard)
+
+    def tell(self, value: V) -> None:
+        """Call everybody who has subscribed."""
+        for heard in self._heard_by:
+            heard(value)
 
 
 class Waiting:

@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 
 from scaivaultd.acme.ari import (
     RenewalInfo,
-    RenewalPoint,
-    RenewalWindow,
     certificate_id_for_ari,
     choose_point,
     failure_kind,
@@ -35,6 +33,7 @@ from scaivaultd.model.errors import (
     ScaivaultError,
     Timeout,
 )
+from scaivaultd.model.resources import RenewalPoint, RenewalWindow
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

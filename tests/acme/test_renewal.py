@@ -8,12 +8,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from scaivaultd.acme.causes import Cause, cause_of, cause_of_trouble
 from scaivaultd.acme.renewal import (
-    Cause,
     ExpiryNotice,
-    FailureKind,
-    cause_of,
-    cause_of_trouble,
     expiry_notices,
     next_attempt,
     next_notice,
@@ -40,7 +37,7 @@ from scaivaultd.model.errors import (
     StorageUnavailable,
     Timeout,
 )
-from scaivaultd.model.resources import IdentifierTrouble, Trouble
+from scaivaultd.model.resources import FailureKind, IdentifierTrouble, Trouble
 
 START = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

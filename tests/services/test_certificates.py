@@ -20,7 +20,8 @@ CONTEXT = RequestContext(request_id="req_1")
 
 @pytest.fixture
 def certificates(world: Any) -> Certificates:
-    return Certificates(store=world.store, sealer=world.sealer, log=world.log)
+    service: Certificates = world.certificate_service
+    return service
 
 
 async def test_the_record_shows_what_was_issued(world: Any, certificates: Certificates) -> None:
@@ -50,7 +51,7 @@ async def test_the_parts_of_the_pem_join_to_the_whole(world: Any, certificates: 
 async def test_the_key_fits_and_each_reading_leaves_a_record(world: Any, certificates: Certificates) -> None:
     """Who read the key is asked after every incident."""
     order = await world.issue()
-    reply = await certificates.key(m.CertificateById(id=order.certificate_id), CONTEXT)
+    reply = await certificates.key(m.CertificateKey(id=order.certificate_id), CONTEXT)
     pem = await certificates.pem(m.CertificatePem(id=order.certificate_id, part="leaf"), CONTEXT)
     private = serialization.load_pem_private_key(reply.private_key_pem.encode(), None)
     assert private.public_key() == x509.load_pem_x509_certificate(pem.pem.encode()).public_key()
@@ -72,9 +73,10 @@ async def test_a_certificate_is_found_by_any_spelling_of_its_name(world: Any, ce
 @pytest.mark.parametrize("hostile", ["cert_none", "../order/x", ""])
 async def test_what_is_not_there_is_not_found(world: Any, certificates: Certificates, hostile: str) -> None:
     """Whatever the id looks like, and whichever command asks."""
-    for handler in (certificates.get, certificates.key):
-        with pytest.raises(NotFound):
-            await handler(m.CertificateById(id=hostile), CONTEXT)
+    with pytest.raises(NotFound):
+        await certificates.get(m.CertificateById(id=hostile), CONTEXT)
+    with pytest.raises(NotFound):
+        await certificates.key(m.CertificateKey(id=hostile), CONTEXT)
     with pytest.raises(NotFound):
         await certificates.pem(m.CertificatePem(id=hostile), CONTEXT)
 
@@ -85,4 +87,4 @@ async def test_a_missing_key_is_said_and_not_guessed(world: Any, certificates: C
     (certificate,) = await world.certificates()
     await world.sqlite.commit([Delete(key=KEYS.key(certificate.key_id))])
     with pytest.raises(NotFound):
-        await certificates.key(m.CertificateById(id=order.certificate_id), CONTEXT)
+        await certificates.key(m.CertificateKey(id=order.certificate_id), CONTEXT)
