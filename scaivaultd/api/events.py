@@ -270,7 +270,6 @@ class AccountKeyRotated(Event, frozen=True):
     environment: Environment
     directory_url: str
     account_url: str | None
-    key_thumbprint: str
 
 
 class AccountTermsChanged(Event, frozen=True):
@@ -493,8 +492,7 @@ def account_updated(account: Account, now: datetime) -> OutboxEvent:
 
 def account_key_rotated(account: Account, now: datetime) -> OutboxEvent:
     """The event of a key change; once for each key."""
-    body = AccountKeyRotated(**_account(account), key_thumbprint=account.key_thumbprint)
-    return _queued(body, account.id, account.key_id, now)
+    return _queued(AccountKeyRotated(**_account(account)), account.id, f"{account.id}.{_milliseconds(now)}", now)
 
 
 def account_terms_changed(account: Account, now: datetime) -> OutboxEvent:

@@ -284,14 +284,17 @@ class Issue(Request, frozen=True):
         ]
         | None
     ) = None
-    not_after: Annotated[
-        datetime | None,
-        Meta(
-            tz=True,
-            description="The end of the certificate's life, where the CA lets its callers choose; renewals ask for the "
-            "same lifetime.",
-        ),
-    ] = None
+    not_after: (
+        Annotated[
+            datetime,
+            Meta(
+                tz=True,
+                description="The end of the certificate's life, where the CA lets its callers choose; renewals ask for "
+                "the same lifetime.",
+            ),
+        ]
+        | None
+    ) = None
     renew_before: Annotated[
         Duration | None,
         Meta(description="Renew when so much of the lifetime is left, in place of the CA's window and our own rule."),
@@ -416,9 +419,9 @@ class ListCertificates(Request, frozen=True):
     domain: Annotated[str | None, Meta(description="Only certificates that hold exactly this name.")] = None
     status: Annotated[CertificateStatus | None, Meta(description="Only certificates in this state.")] = None
     account_id: Annotated[str | None, Meta(description="Only certificates whose current version it ordered.")] = None
-    serial_number: Annotated[
-        str | None, Meta(max_length=200, description="Only the certificate whose current version has it.")
-    ] = None
+    serial_number: (
+        Annotated[str, Meta(max_length=200, description="Only the certificate whose current version has it.")] | None
+    ) = None
     limit: Limit = 100
     cursor: Cursor | None = None
 
@@ -542,20 +545,28 @@ class UpdateCertificate(CertificateById, frozen=True):
     account_ids: Annotated[
         list[Annotated[str, Meta(max_length=100)]] | UnsetType, Meta(description="Further accounts, in order.")
     ] = UNSET
-    challenge_type: ChallengeType | UnsetType = UNSET
-    auto_renew: bool | UnsetType = UNSET
-    key_type: KeyType | UnsetType = UNSET
-    reuse_key: bool | UnsetType = UNSET
+    challenge_type: Annotated[ChallengeType | UnsetType, Meta(description="How to prove the names from now on.")] = (
+        UNSET
+    )
+    auto_renew: Annotated[bool | UnsetType, Meta(description="Keep it renewed.")] = UNSET
+    key_type: Annotated[KeyType | UnsetType, Meta(description="Kind of the next version's private key.")] = UNSET
+    reuse_key: Annotated[bool | UnsetType, Meta(description="Keep the private key at renewals.")] = UNSET
     csr: Annotated[
         str | UnsetType, Meta(description="Another CSR for the same names, or for those in `domains`: ordered at once.")
     ] = UNSET
-    profile: str | UnsetType | None = UNSET
-    profile_policy: Literal["required", "preferred"] | UnsetType = UNSET
-    preferred_chain: str | UnsetType | None = UNSET
-    renew_before: Duration | UnsetType | None = UNSET
-    dns_provider: str | UnsetType | None = UNSET
-    propagation: PropagationRequest | UnsetType | None = UNSET
-    solver: str | UnsetType | None = UNSET
+    profile: Annotated[str | UnsetType | None, Meta(description="One of the CA's profiles.")] = UNSET
+    profile_policy: Annotated[
+        Literal["required", "preferred"] | UnsetType, Meta(description="As in an issue request.")
+    ] = UNSET
+    preferred_chain: Annotated[str | UnsetType | None, Meta(description="As in an issue request.")] = UNSET
+    renew_before: Annotated[Duration | UnsetType | None, Meta(description="As in an issue request.")] = UNSET
+    dns_provider: Annotated[str | UnsetType | None, Meta(description="For dns-01: id or name of the DNS provider.")] = (
+        UNSET
+    )
+    propagation: Annotated[
+        PropagationRequest | UnsetType | None, Meta(description="For dns-01: when a value counts as visible.")
+    ] = UNSET
+    solver: Annotated[str | UnsetType | None, Meta(description="Which installed solver of the challenge type.")] = UNSET
     wait_seconds: WaitSeconds = 0.0
 
 
@@ -568,8 +579,10 @@ class RevokeCertificate(Request, frozen=True):
         Annotated[str, Meta(max_length=200, description="Hexadecimal, with or without colons. Must be unambiguous.")]
         | None
     ) = None
-    certificate_id: str | None = None
-    version: Annotated[int, Meta(ge=1)] | None = None
+    certificate_id: Annotated[str | None, Meta(description="The certificate, if not by serial number.")] = None
+    version: (
+        Annotated[int, Meta(ge=1, description="With certificate_id: which version; absent: the current one.")] | None
+    ) = None
     reason: Annotated[RevocationReason, Meta(description="Let's Encrypt takes all but `affiliation_changed`.")] = (
         "unspecified"
     )
@@ -615,9 +628,9 @@ class CreateBulkRenewal(Request, frozen=True):
     ] = []
     all: Annotated[bool, Meta(description="Every certificate that passes the other filters.")] = False
     account_id: Annotated[str | None, Meta(description="Those whose current version it ordered.")] = None
-    issuer: Annotated[str | None, Meta(max_length=200, description="Those issued by exactly this common name.")] = None
-    domain: Annotated[str | None, Meta(max_length=255, description="Those with this name or a name below it.")] = None
-    issued_before: Annotated[datetime | None, Meta(tz=True, description="Those whose validity began earlier.")] = None
+    issuer: Annotated[str, Meta(max_length=200, description="Those issued by exactly this common name.")] | None = None
+    domain: Annotated[str, Meta(max_length=255, description="Those with this name or a name below it.")] | None = None
+    issued_before: Annotated[datetime, Meta(tz=True, description="Those whose validity began earlier.")] | None = None
     per_minute: Annotated[float, Meta(gt=0, le=6000, description="How many are set going in a minute.")] = 60.0
     note: Annotated[str, Meta(max_length=500, description="Why, for those who read it later.")] = ""
     dry_run: Annotated[bool, Meta(description="Only count; nothing is started or kept.")] = False
@@ -632,7 +645,9 @@ class BulkRenewalById(Request, frozen=True):
 class ListBulkRenewals(Request, frozen=True):
     """Page through bulk renewals, oldest first."""
 
-    status: Literal["running", "finished", "cancelled"] | None = None
+    status: Annotated[
+        Literal["running", "finished", "cancelled"] | None, Meta(description="Only those in this state.")
+    ] = None
     limit: Limit = 100
     cursor: Cursor | None = None
 
@@ -668,9 +683,9 @@ class ListLimits(Request, frozen=True):
     account_id: Annotated[
         str | None, Meta(description="Only the CA of this account, and of its budgets only its own.")
     ] = None
-    domain: Annotated[
-        str | None, Meta(max_length=255, description="Only budgets that an order for this name would touch.")
-    ] = None
+    domain: (
+        Annotated[str, Meta(max_length=255, description="Only budgets that an order for this name would touch.")] | None
+    ) = None
 
 
 class LimitReply(msgspec.Struct, frozen=True, kw_only=True):

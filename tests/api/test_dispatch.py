@@ -48,7 +48,6 @@ class TestDecoding:
         ("body", "request_type", "pointer", "code"),
         [
             (issue_with(domain="x"), m.Issue, "/domain", "unknown_field"),
-            (issue_with(domains=[]), m.Issue, "/domains", "invalid_value"),
             (issue_with(domains="a.test"), m.Issue, "/domains", "invalid_value"),
             (issue_with(domains=["a.test", 5]), m.Issue, "/domains/1", "invalid_value"),
             (issue_with(domains=["a.test"] * 1001), m.Issue, "/domains", "invalid_value"),
@@ -58,7 +57,7 @@ class TestDecoding:
             (issue_with(wait_seconds=-1), m.Issue, "/wait_seconds", "invalid_value"),
             (issue_with(auto_renew="yes"), m.Issue, "/auto_renew", "invalid_value"),
             (issue_with(account_id=None), m.Issue, "/account_id", "invalid_value"),
-            (b'{"account_id":"x"}', m.Issue, "/domains", "missing_field"),
+            (b'{"account_id":"x"}', m.Issue, "/challenge_type", "missing_field"),
             (b"{}", m.OrderById, "/order_id", "missing_field"),
             (b"", m.OrderById, "/order_id", "missing_field"),
             (b"[]", m.Issue, "", "invalid_value"),

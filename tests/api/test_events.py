@@ -12,7 +12,7 @@ import pytest
 from scaivaultd.api import events
 from scaivaultd.model.ids import AccountId, CertificateId, EventId, KeyId, OrderId
 from scaivaultd.model.names import parse_identifiers
-from scaivaultd.model.resources import Account, Certificate, ExternalAccount, Order, Trouble
+from scaivaultd.model.resources import Account, Certificate, ExternalAccount, Order, Renewal, Revocation, Trouble
 from scaivaultd.model.storage import OutboxEvent
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC)
@@ -62,7 +62,38 @@ ACCOUNT = Account(
     url="https://ca.test/account/1",
     eab=ExternalAccount(key_id="k", sealed_hmac_key=b"sealed"),
 )
+RENEWAL = Renewal(
+    certificate_id=CERTIFICATE.id,
+    account_id=ORDER.account_id,
+    version=1,
+    not_before=NOW,
+    not_after=NOW + timedelta(days=90),
+    auto_renew=True,
+    looked_at=NOW,
+    fraction=0.5,
+    attempt=2,
+    error=Trouble(code="ca_unavailable", detail="away", kind="transient", fault="ca"),
+)
+NEXT = msgspec.structs.replace(CERTIFICATE, version=2, serial_number="03")
+TROUBLE = Trouble(code="ca_error", detail="no", kind="permanent", fault="ca", remedy="do")
 ALL = {
+    "certificate.renewed": (events.certificate_renewed(NEXT, CERTIFICATE, ORDER, NOW), "cert_1"),
+    "certificate.renewal_failed": (
+        events.certificate_renewal_failed(CERTIFICATE, RENEWAL, ORDER, TROUBLE, NOW, None),
+        "cert_1",
+    ),
+    "certificate.renewal_blocked": (events.certificate_renewal_blocked(CERTIFICATE, TROUBLE, NOW), "cert_1"),
+    "certificate.expiring": (events.certificate_expiring(CERTIFICATE, RENEWAL, 25, NOW), "cert_1"),
+    "certificate.expired": (events.certificate_expiring(CERTIFICATE, RENEWAL, 0, NOW), "cert_1"),
+    "certificate.revoked": (
+        events.certificate_revoked(CERTIFICATE, CERTIFICATE, Revocation(at=NOW, origin="acme"), NOW),
+        "cert_1",
+    ),
+    "order.cancelled": (events.order_cancelled(ORDER, NOW), "acme_order_1"),
+    "account.updated": (events.account_updated(ACCOUNT, NOW), "acme_1"),
+    "account.key_rotated": (events.account_key_rotated(ACCOUNT, NOW), "acme_1"),
+    "account.terms_changed": (events.account_terms_changed(ACCOUNT, NOW), "acme_1"),
+    "account.action_resolved": (events.account_action_resolved(ACCOUNT, NOW), "acme_1"),
     "certificate.issued": (events.certificate_issued(CERTIFICATE, ORDER, NOW), "cert_1"),
     "order.failed": (events.order_failed(ORDER, NOW), "acme_order_1"),
     "account.created": (events.account_created(ACCOUNT, NOW), "acme_1"),
