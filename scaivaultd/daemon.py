@@ -29,6 +29,7 @@ from scaivaultd.plugin import PluginContext, SolverContext
 from scaivaultd.probes import probes, shown_addresses
 from scaivaultd.services.account_care import AccountCare
 from scaivaultd.services.accounts import Accounts
+from scaivaultd.services.breakers import Breakers
 from scaivaultd.services.budgets import Budgets
 from scaivaultd.services.bulk_renewals import BulkRenewals
 from scaivaultd.services.certificates import Certificates
@@ -256,6 +257,7 @@ class Daemon:
             budgets=budgets,
             preflight=preflight,
             renewals=Signal(),
+            breakers=Breakers(self._clock),
         )
         issuing = Issuing(
             tools,
@@ -289,7 +291,14 @@ class Daemon:
             renewals_per_ca=settings.acme.orders_per_ca,
         )
         tools.renewals.subscribe(renewing.changed)
-        updating = Updating(tools, issuing=issuing, renewing=renewing, certificates=certificates)
+        updating = Updating(
+            tools,
+            issuing=issuing,
+            renewing=renewing,
+            certificates=certificates,
+            providers=providers,
+            waiting=waiting,
+        )
         bulk_renewals = BulkRenewals(store=store, renewing=renewing, ids=self._ids, clock=self._clock, log=log)
         revoking = Revoking(
             tools,

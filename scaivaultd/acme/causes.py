@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from scaivaultd.model.errors import CaMisbehaved, CaRefused, DnsProviderError
+from scaivaultd.model.errors import (
+    WIRE_ERRORS,
+    AccountUnusable,
+    CaMisbehaved,
+    CaRefused,
+    DnsProviderError,
+    PreflightFailed,
+)
 from scaivaultd.model.resources import FailureKind, Fault
 
 if TYPE_CHECKING:
@@ -14,6 +21,29 @@ if TYPE_CHECKING:
 
     from scaivaultd.model.errors import Problem, ScaivaultError
     from scaivaultd.model.resources import Trouble
+
+
+_ACME_ERROR = "urn:ietf:params:acme:error:"
+
+_REMEDIES = {
+    "caa": (
+        "A CAA record of the name forbids this CA, account or challenge type: change the record (it may also stand at a "
+        "parent name), or order from a CA that it permits."
+    ),
+    "rejectedIdentifier": "This CA will not certify the name: take it out of the certificate, or use another CA.",
+    "userActionRequired": (
+        "The CA waits for a person: visit the page in `acme.instance`, then say `pki.acme.accounts.update` with "
+        "terms_of_service_agreed true, or wait: it is tried again by itself."
+    ),
+    "accountDoesNotExist": (
+        "The CA does not know the account (any more): register another, and give it to the certificate with "
+        "`pki.certificates.update`."
+    ),
+    "invalidProfile": (
+        "The CA has no such profile (any more): see `ca.profiles` of the account, and choose another with "
+        "`pki.certificates.update`, or let it be `preferred` only."
+    ),
+}
 
 
 class Cause(msgspec.Struct, frozen=True):
@@ -37,6 +67,10 @@ def cause_of(error: ScaivaultError) -> Cause:
             return _cause_of_refusal(problem)
         case DnsProviderError(is_final=True):
             return Cause("permanent", "domain")
+        case PreflightFailed(may_pass=may_pass):
+            return Cause("transient" if may_pass else "permanent", "domain")
+        case AccountUnusable():
+            return Cause("permanent", "ca")
         case _:
             return _cause_of_code(error.code)
 
@@ -57,6 +91,28 @@ def is_paused(problem: Problem) -> bool:
     """
     text = problem.detail.lower()
     return problem.name == "paused" or "/unpause" in text or "temporarily prevented from requesting" in text
+
+
+def judged(trouble: Trouble, cause: Cause) -> Trouble:
+    """The trouble with what it means, and what a person can do about it."""
+    return msgspec.structs.replace(trouble, kind=cause.kind, fault=cause.fault, remedy=remedy_for(trouble))
+
+
+def remedy_for(trouble: Trouble) -> str | None:
+    """What a person can do; the most particular advice there is."""
+    problem = trouble.acme
+    if problem is not None and is_paused(problem):
+        return (
+            "The CA has paused these names after many failures. Repair what made them fail, follow the link in the "
+            "CA's words to unpause them, then say `pki.certificates.renew`, or order again."
+        )
+    names = {each.type.removeprefix(_ACME_ERROR) for each in trouble.identifiers} | (
+        {problem.name} if problem else set()
+    )
+    for name, remedy in _REMEDIES.items():
+        if name in names:
+            return remedy
+    return next((each.remedy for each in WIRE_ERRORS if each.code == trouble.code), None)
 
 
 def _cause_of_refusal(problem: Problem) -> Cause:
@@ -106,7 +162,11 @@ def _cause_of_code(code: str) -> Cause:
             return Cause("transient", "ca")
         case "challenge_failed" | "dns_error" | "dns_provider_error" | "dns_propagation_timeout":
             return Cause("transient", "domain")
-        case "invalid_request" | "unsupported_challenge" | "not_found" | "conflict":
+        case "account_unusable":
+            return Cause("permanent", "ca")
+        case "preflight_failed":
+            return Cause("permanent", "domain")
+        case "cancelled" | "invalid_request" | "unsupported_challenge" | "not_found" | "conflict":
             return Cause("permanent", "here")
         case _:
             return Cause("transient", "here")

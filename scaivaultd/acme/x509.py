@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from scaivaultd.acme import wire
+from scaivaultd.acme.ari import certificate_id_for_ari
 from scaivaultd.model.errors import CaMisbehaved
 from scaivaultd.model.names import Identifier
 
@@ -61,7 +62,10 @@ class ChainChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Chain(msgspec.Struct, frozen=True, kw_only=True):
-    """A checked chain, leaf first. `serial_number` is upper-case hexadecimal octets joined by colons."""
+    """A checked chain, leaf first. `serial_number` is upper-case hexadecimal octets joined by colons.
+
+    `ari_id` is its name in the CA's renewal information (RFC 9773 section 4.1); None where it can have none.
+    """
 
     pem: str
     serial_number: str
@@ -70,6 +74,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     not_before: datetime
     not_after: datetime
     has_authority_key_identifier: bool
+    ari_id: str | None = None
 
 
 def make_key(key_type: KeyType) -> bytes:
@@ -113,15 +118,38 @@ def csr_der(private_key_der: bytes, identifiers: Sequence[Identifier]) -> bytes:
     return request.public_bytes(serialization.Encoding.DER)
 
 
+def spki_of_key(private_key_der: bytes) -> bytes:
+    """The SubjectPublicKeyInfo of a private key, as DER: what `check_chain_for` and `spki_sha256` take."""
+    return _spki(_load(private_key_der).public_key())
+
+
+def spki_of_csr(csr_der: bytes) -> bytes:
+    """The same of a CSR that `csr.read_csr` has taken."""
+    return _spki(x509.load_der_x509_csr(csr_der).public_key())
+
+
+def spki_sha256(spki: bytes) -> str:
+    """What a key is remembered by when it must never be certified again: hexadecimal, lower case."""
+    return hashlib.sha256(spki).hexdigest()
+
+
 def check_chain(body: bytes, private_key_der: bytes, identifiers: Sequence[Identifier], now: datetime) -> Chain:
+    """`check_chain_for` the public half of a private key of ours."""
+    return check_chain_for(body, spki_of_key(private_key_der), identifiers, now)
+
+
+def check_chain_for(body: bytes, spki: bytes, identifiers: Sequence[Identifier], now: datetime) -> Chain:
     """Judge a downloaded chain; nothing that fails here may be stored.
+
+    Args:
+        spki: The key it must be for, as SubjectPublicKeyInfo DER.
 
     Raises:
         CertificateRefused: `check` is one of format, chain, key, names, is_ca, validity, usage.
     """
     certificates = _parse(body)
     leaf = certificates[0]
-    _check_key(leaf, private_key_der)
+    _check_key(leaf, spki)
     _check_names(leaf, identifiers)
     _check_validity(leaf, now)
     _check_usage(leaf)
@@ -135,6 +163,7 @@ def check_chain(body: bytes, private_key_der: bytes, identifiers: Sequence[Ident
         not_before=leaf.not_valid_before_utc,
         not_after=leaf.not_valid_after_utc,
         has_authority_key_identifier=_has_authority_key_identifier(leaf),
+        ari_id=certificate_id_for_ari(leaf),
     )
 
 
@@ -257,8 +286,7 @@ def _pem_blocks(body: bytes) -> list[str]:
     return blocks
 
 
-def _check_key(leaf: x509.Certificate, private_key_der: bytes) -> None:
-    expected = _spki(_load(private_key_der).public_key())
+def _check_key(leaf: x509.Certificate, expected: bytes) -> None:
     try:
         found = _spki(leaf.public_key())
     except (ValueError, UnsupportedAlgorithm) as error:

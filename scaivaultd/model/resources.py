@@ -219,7 +219,8 @@ class Order(Terms, frozen=True, kw_only=True, omit_defaults=True):
 
     `account_id` is the account it is tried with now, `accounts_tried` those that failed by a fault of their CA.
     `renews`: it makes version `renews_version` + 1 of that certificate; `certificate_id` is what it brought at last.
-    `replaces` is the ARI certificate id that was sent, `profile_sent` the profile. `has_open_authorizations`: it has
+    `replaces` is the ARI certificate id that was sent, `profile_sent` the profile. `poll_after`: the CA does not want
+    to be asked about it before. `has_open_authorizations`: it has
     ended, and the CA is still to be told so.
     """
 
@@ -251,6 +252,7 @@ class Order(Terms, frozen=True, kw_only=True, omit_defaults=True):
     finalize_url: str | None = None
     certificate_url: str | None = None
     expires_at: datetime | None = None
+    poll_after: datetime | None = None
     challenges: tuple[Challenge, ...] = ()
     has_open_authorizations: bool = False
     error: Trouble | None = None

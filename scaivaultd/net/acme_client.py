@@ -109,6 +109,10 @@ class AcmeClient:
         payload = {"contact": list(contacts)}
         return self._fetched(await self._post(self._account_url, payload, "the contact update"))
 
+    async def agree_to_terms(self) -> Fetched:
+        """Agree to the terms of service that the CA has now (7.3.3)."""
+        return self._fetched(await self._post(self._account_url, {"termsOfServiceAgreed": True}, "the agreement"))
+
     async def deactivate_account(self) -> Fetched:
         """End the account for good (7.3.6).
 

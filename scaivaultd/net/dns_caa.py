@@ -67,4 +67,7 @@ async def _refusal(resolvers: Resolvers, name: str, message: Message) -> DnsErro
     for endpoint in resolvers.endpoints():
         if why := await resolvers.why_bogus(endpoint, name, dns.rdatatype.CAA):
             return DnsError(f"the CAA records of {name} do not pass DNSSEC validation ({why})", "dnssec_bogus")
-    return DnsError(f"the resolvers do not tell the CAA records of {name}: {reading.status_of(message)}", "unreachable")
+    # They were reached, and it is their servers that do not serve the name, or they themselves.
+    return DnsError(
+        f"the resolvers do not tell the CAA records of {name}: {reading.status_of(message)}", "lame_delegation"
+    )

@@ -6,24 +6,18 @@ means asking again with the same key, which finds the same account.
 
 from __future__ import annotations
 
-import re
-from contextlib import asynccontextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
-from cryptography import x509 as cryptography_x509
 
-from scaivaultd.acme import directories, x509
-from scaivaultd.acme.signing import AccountKey, parse_hmac_key
+from scaivaultd.acme.signing import AccountKey
 from scaivaultd.api import events
 from scaivaultd.api import messages as m
 from scaivaultd.model.errors import (
+    AccountUnusable,
     BackendRateLimited,
     CaRefused,
     CaUnavailable,
-    Conflict,
-    FieldError,
     Internal,
     InvalidRequest,
     NotFound,
@@ -34,16 +28,16 @@ from scaivaultd.model.errors import (
     Timeout,
 )
 from scaivaultd.model.ids import AccountId
-from scaivaultd.model.resources import Account, AccountName, CaDescription, ExternalAccount, KeyType, SealedKey
-from scaivaultd.model.storage import ABSENT
-from scaivaultd.services import setbacks
-from scaivaultd.services.documents import ACCOUNT_NAMES, ACCOUNTS, KEYS, Versioned, digest
-from scaivaultd.services.jobs import outcome_of
-from scaivaultd.services.setbacks import Memory
-from scaivaultd.services.waiting import sleep_until
+from scaivaultd.services.account_holds import Holds
+from scaivaultd.services.account_requests import AccountRequests
+from scaivaultd.services.account_turns import Turns
+from scaivaultd.services.documents import ACCOUNTS, KEYS, Versioned
+from scaivaultd.services.registering import Registering
+from scaivaultd.services.waiting import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
     from structlog.typing import FilteringBoundLogger
@@ -51,7 +45,7 @@ if TYPE_CHECKING:
     from scaivaultd.api.commands import RequestContext
     from scaivaultd.model.clock import Clock, Randomness
     from scaivaultd.model.ids import IdMaker
-    from scaivaultd.model.resources import Order, Trouble
+    from scaivaultd.model.resources import Account, Order, Trouble
     from scaivaultd.model.storage import OutboxEvent
     from scaivaultd.services.budgets import Budgets
     from scaivaultd.services.jobs import Jobs
@@ -59,13 +53,9 @@ if TYPE_CHECKING:
     from scaivaultd.services.secrets import Secrets
     from scaivaultd.services.waiting import Waiting
 
-ACCOUNT_KEY_TYPE: KeyType = "ec-p256"
-_EMAIL = re.compile(r"[^\s\x00-\x1f\x7f@,?&<>\"]+@[^\s\x00-\x1f\x7f@,?&<>\"]+")
-_STORAGE_PAUSE_SECONDS = 5.0
-
 
 class Accounts:
-    """Handlers of `pki.acme.accounts.*`, the registration job, and the way from an account to its CA."""
+    """Handlers of `pki.acme.accounts.*`, and the way from an account to its CA."""
 
     def __init__(
         self,
@@ -87,43 +77,64 @@ class Accounts:
         self._store = store
         self._sealer = sealer
         self._cas = cas
-        self._secrets = secrets
-        self._budgets = budgets
-        self._eab_source = eab_source
-        self._jobs = jobs
         self._waiting = waiting
-        self._ids = ids
         self._clock = clock
-        self._randomness = randomness
         self._log = log
-        self._patience_seconds = patience_seconds
+        self._turns = Turns()
+        self._holds = Holds(self, store=store, clock=clock, randomness=randomness, log=log)
+        self._requests = AccountRequests(
+            store=store,
+            sealer=sealer,
+            cas=cas,
+            secrets=secrets,
+            ids=ids,
+            clock=clock,
+            log=log,
+            patience_seconds=patience_seconds,
+        )
+        self._registering = Registering(
+            self,
+            store=store,
+            sealer=sealer,
+            secrets=secrets,
+            budgets=budgets,
+            eab_source=eab_source,
+            jobs=jobs,
+            clock=clock,
+            randomness=randomness,
+            log=log,
+        )
+        self.resumed: Signal[AccountId] = Signal()
+        """Orders of the account that wait for it need wait no longer: its CA serves it, its key is settled."""
+        self.deactivated: Signal[AccountId] = Signal()
+        """The CA has been found to have ended the account; its certificates are still to be told of."""
 
     async def create(self, request: m.CreateAccount, context: RequestContext) -> m.AccountReply:
         """Handle `pki.acme.accounts.create`."""
-        account_id = await self._accept(request)
-        self._start(account_id)
+        account_id = await self._requests.accept(request)
+        self._registering.start(account_id)
         account = await self._waiting.until(
             ACCOUNTS, account_id, request.wait_seconds, lambda each: each.status != "pending"
         )
         if account.status == "invalid" and account.error is not None:
             raise _as_error(account)
-        return _reply(account)
+        return account_reply(account)
 
     async def get(self, request: m.AccountById, context: RequestContext) -> m.AccountReply:
         """Handle `pki.acme.accounts.get`."""
-        return _reply((await self.load(request.id)).value)
+        return account_reply((await self.load(request.id)).value)
 
     async def list(self, request: m.ListAccounts, context: RequestContext) -> m.AccountList:
         """Handle `pki.acme.accounts.list`."""
         page = await ACCOUNTS.page(
             self._store, where={"status": request.status}, cursor=request.cursor, limit=request.limit
         )
-        return m.AccountList(items=[_reply(each.value) for each in page.items], next_cursor=page.next_cursor)
+        return m.AccountList(items=[account_reply(each.value) for each in page.items], next_cursor=page.next_cursor)
 
     async def resume(self) -> None:
         """Go on with registrations that a stop interrupted."""
         for account in await ACCOUNTS.all(self._store, self._log, status="pending"):
-            self._start(account.value.id)
+            self._registering.start(account.value.id)
 
     async def load(self, account_id: str) -> Versioned[Account]:
         """The account; raises NotFound."""
@@ -140,33 +151,50 @@ class Accounts:
         key = AccountKey(self._sealer.open(stored.value.sealed, KEYS.key(account.key_id), "private_key"))
         return self._cas.client(account.directory_url, account.ca_certificates_pem, key, account.url)
 
-    @asynccontextmanager
-    async def using(self, account_id: AccountId) -> AsyncIterator[None]:
+    def using(self, account_id: AccountId) -> AbstractAsyncContextManager[None]:
         """Hold while an attempt signs with the account's key: its key is not changed meanwhile, and a change of key is
-        waited for."""
-        yield
+        waited for. Load the account and its client inside."""
+        return self._turns.shared(account_id)
+
+    def exclusively(self, account_id: AccountId, seconds: float) -> AbstractAsyncContextManager[None]:
+        """Hold while the account's key is changed: nobody signs with it meanwhile.
+
+        Raises:
+            Conflict: those who sign with it now have not ended within `seconds`.
+        """
+        return self._turns.alone(account_id, seconds)
 
     async def held_until(self, account: Account) -> datetime | None:
-        """Until when orders of the account are to wait, since its CA waits for a person.
+        """Until when orders of the account are to wait: its CA waits for a person, or its key is being changed.
 
         None: they may ask; where it is time to see whether the person has acted, that goes for one caller only.
         """
-        return None
+        return await self._holds.until(account)
 
     async def hold(self, account: Account, trouble: Trouble, order: Order) -> datetime:
         """The CA wants a person to act (`userActionRequired`): no order asks before the moment returned."""
-        return self._clock.now() + timedelta(hours=1)
+        return await self._holds.begin(account, trouble, order)
 
     async def served(self, account: Account) -> None:
-        """The CA has taken an order of the account: whoever had to act has acted."""
+        """The CA has taken an order of the account, as it was loaded for it: whoever had to act has acted."""
+        await self._holds.end(account)
+
+    async def with_key(self, thumbprint: str) -> AccountId | None:
+        """The account whose key that is now, in whatever state: such a key is never certified (RFC 8555, 11.1)."""
+        page = await ACCOUNTS.page(self._store, where={"thumbprint": thumbprint}, cursor=None, limit=1)
+        return page.items[0].value.id if page.items else None
 
     async def examine(self, account: Account) -> bool:
         """Find out what became of an account the CA will not serve (RFC 8555 sections 7.3.1 and 7.3.6).
 
-        A moved URL is written down: then, and only then, it is worth trying again. An account deactivated
-        from outside is marked, with an event, so that nobody asks in its name again. Never makes an account.
+        True: trying again is worth it, since its URL has moved, which is written down, or its key has changed. An
+        account deactivated from outside is marked, with an event, so that nobody asks in its name again. Never makes
+        an account.
         """
-        client = await self.client(account)
+        known = (await self.load(account.id)).value
+        if known.key_id != account.key_id or known.next_key_id is not None:
+            return True
+        client = await self.client(known)
         try:
             url = await client.find_account()
         except CaRefused as refusal:
@@ -179,251 +207,66 @@ class Accounts:
             return False
         if url == account.url:
             return False
-        await self._change(account.id, lambda each: msgspec.structs.replace(each, url=url))
+        await self.change(account.id, lambda each: msgspec.structs.replace(each, url=url))
         self._log.warning("account.moved", account_id=account.id, account_url=url)
         return True
 
     async def _mark_deactivated(self, account_id: AccountId) -> None:
         now = self._clock.now()
-        changed = await self._change(
+        changed = await self.change(
             account_id,
-            lambda each: msgspec.structs.replace(each, status="deactivated"),
-            lambda each: (events.account_deactivated(each, now),),
+            lambda each: (
+                each
+                if each.status == "deactivated"
+                else msgspec.structs.replace(each, status="deactivated", is_deactivating=True)
+            ),
+            lambda _, after: (events.account_deactivated(after, now),),
         )
         if changed:
             self._log.error("account.deactivated", account_id=account_id)
+            self.deactivated.tell(account_id)
 
-    async def _change(
+    async def change(
         self,
         account_id: AccountId,
         change: Callable[[Account], Account],
-        events_of: Callable[[Account], tuple[OutboxEvent, ...]] = lambda _: (),
+        events_of: Callable[[Account, Account], Sequence[OutboxEvent]] = lambda _before, _after: (),
     ) -> bool:
-        """Change an account that others change too; False when it is as wanted already."""
+        """Change an account that others change too; False when it is as wanted already.
+
+        `change` may be called several times, each time with the account as it is then; `events_of` gets it before
+        and after.
+        """
         while True:
             current = await self.load(account_id)
             changed = change(current.value)
             if changed == current.value:
                 return False
             try:
-                await self._store.commit([ACCOUNTS.put(changed, current.revision)], events_of(changed))
+                await self._store.commit([ACCOUNTS.put(changed, current.revision)], events_of(current.value, changed))
             except RevisionConflict:
-                continue  # several orders of the account have found it out at once
+                continue  # somebody else has changed it at the same time
             return True
 
-    async def _accept(self, request: m.CreateAccount) -> AccountId:
-        await self._check(request)
-        for _ in range(3):
-            try:
-                holder = await ACCOUNT_NAMES.get(self._store, digest(request.name))
-                if holder is not None and (same := await self._same(request, holder.value.account_id)):
-                    return same
-                return await self._write(request, ABSENT if holder is None else holder.revision)
-            except RevisionConflict:
-                continue  # somebody took the name a moment ago: look at what they made
-        raise Conflict(f"the name {request.name!r} is being taken by several requests at once; ask again")
 
-    async def _check(self, request: m.CreateAccount) -> None:
-        directory_url = directories.directory_url_for(request.provider, request.environment, request.directory_url)
-        if request.email is not None and not _EMAIL.fullmatch(request.email):
-            raise _invalid("/email", "bad_email", "give one plain address, without name, list or parameters")
-        if request.eab is not None:
-            self._check_eab(request.eab)
-        elif request.provider in directories.NEEDS_EAB:
-            raise _invalid(
-                "/eab", "missing", f"{request.provider} takes new accounts only with an external account binding"
-            )
-        if request.ca_certificates_pem is not None:
-            _check_pem(request.ca_certificates_pem)
-        if request.provider == "custom":
-            await self._cas.check_directory(directory_url)
-
-    def _check_eab(self, eab: m.EabRequest) -> None:
-        if (eab.hmac_key is None) == (eab.hmac_key_path is None):
-            raise _invalid("/eab", "one_of", "give exactly one of hmac_key and hmac_key_path")
-        if eab.hmac_key is not None:
-            parse_hmac_key(eab.hmac_key)
-        if eab.hmac_key_path is not None:
-            self._secrets.check(eab.hmac_key_path, "/eab/hmac_key_path")
-
-    async def _same(self, request: m.CreateAccount, account_id: AccountId) -> AccountId | None:
-        """The account that has the name, if the request describes it; None if the name is free again."""
-        current = await self.load(account_id)
-        account = current.value
-        if account.status in ("invalid", "deactivated"):
-            return None
-        asked = directories.directory_url_for(request.provider, request.environment, request.directory_url)
-        described = (request.provider, request.environment, asked, request.email, request.ca_certificates_pem)
-        has = (
-            account.provider,
-            account.environment,
-            account.directory_url,
-            account.email,
-            account.ca_certificates_pem,
-        )
-        bound = (request.eab and request.eab.key_id) == (account.eab and account.eab.key_id)
-        if described == has and bound:
-            return account.id
-        if account.status == "pending" and account.error is not None:
-            await self._replace(current)
-            return None
-        raise Conflict(f"the name {request.name!r} belongs to another account, {account.id}; choose another")
-
-    async def _replace(self, current: Versioned[Account]) -> None:
-        """Give up a registration that does not come through for one that its owner has corrected."""
-        replaced = msgspec.structs.replace(current.value, status="invalid", next_try_at=None)
-        await self._store.commit([ACCOUNTS.put(replaced, current.revision)])
-        self._log.info("account.replaced", account_id=current.value.id)
-
-    async def _write(self, request: m.CreateAccount, name_revision: int) -> AccountId:
-        """Write order, step 0: key and intent, before the CA hears of it."""
-        now = self._clock.now()
-        private_key = x509.make_key(ACCOUNT_KEY_TYPE)
-        account_id, key_id = self._ids.account(), self._ids.key()
-        sealed = self._sealer.seal(private_key, KEYS.key(key_id), "private_key")
-        account = Account(
-            id=account_id,
-            name=request.name,
-            provider=request.provider,
-            environment=request.environment,
-            email=request.email,
-            directory_url=directories.directory_url_for(request.provider, request.environment, request.directory_url),
-            status="pending",
-            key_id=key_id,
-            key_thumbprint=AccountKey(private_key).thumbprint,
-            created_at=now,
-            ca_certificates_pem=request.ca_certificates_pem,
-            eab=self._eab_of(request.eab, account_id),
-            terms_of_service_agreed=request.terms_of_service_agreed,
-            give_up_at=now + timedelta(seconds=self._patience_seconds),
-        )
-        await self._store.commit(
-            [
-                KEYS.put(SealedKey(id=key_id, key_type=ACCOUNT_KEY_TYPE, sealed=sealed, created_at=now)),
-                ACCOUNTS.put(account),
-                ACCOUNT_NAMES.put(AccountName(name=request.name, account_id=account_id), name_revision),
-            ]
-        )
-        return account_id
-
-    def _eab_of(self, eab: m.EabRequest | None, account_id: AccountId) -> ExternalAccount | None:
-        if eab is None:
-            return None
-        if eab.hmac_key is None:
-            return ExternalAccount(key_id=eab.key_id, hmac_key_path=eab.hmac_key_path)
-        sealed = self._sealer.seal(parse_hmac_key(eab.hmac_key), ACCOUNTS.key(account_id), "eab_hmac_key")
-        return ExternalAccount(key_id=eab.key_id, sealed_hmac_key=sealed)
-
-    def _start(self, account_id: AccountId) -> None:
-        self._jobs.start(f"register {account_id}", lambda: self._register(account_id))
-
-    async def _register(self, account_id: AccountId) -> None:
-        while await self._is_pending(account_id):
-            try:
-                await self._try_to_register(await self.load(account_id))
-            except RevisionConflict:
-                continue  # it was replaced meanwhile: look again
-            except StorageUnavailable as error:
-                await self._wait_for_store(account_id, error)
-
-    async def _is_pending(self, account_id: AccountId) -> bool:
-        """Whether there is more to do; returns when it is due."""
-        while True:
-            try:
-                account = (await self.load(account_id)).value
-            except StorageUnavailable as error:
-                await self._wait_for_store(account_id, error)
-                continue
-            if account.next_try_at is not None:
-                await sleep_until(self._clock, account.next_try_at)
-            return account.status == "pending"
-
-    async def _try_to_register(self, current: Versioned[Account]) -> None:
-        if current.value.status != "pending":
-            return
-        log = self._log.bind(account_id=current.value.id)
-        error = await outcome_of(self._register_once(current), log, let_pass=(RevisionConflict,))
-        if isinstance(error, StorageUnavailable):
-            raise error
-        if error is not None:
-            await self._set_back(current, error)
-
-    async def _wait_for_store(self, account_id: AccountId, error: StorageUnavailable) -> None:
-        self._log.warning("account.store_unavailable", account_id=account_id, detail=error.detail)
-        await self._clock.sleep(_STORAGE_PAUSE_SECONDS)
-
-    async def _register_once(self, current: Versioned[Account]) -> None:
-        account = current.value
-        client = await self.client(account)
-        # An external account binding may be good for one use only: never send it for an account that is there.
-        hmac_key = await self._hmac_key(account)
-        url = await client.find_account() if hmac_key is not None else None
-        if url is None:
-            url = await self._new_account(client, account, hmac_key)
-        directory = await client.directory()
-        registered = msgspec.structs.replace(
-            account,
-            status="valid",
-            url=url,
-            ca=CaDescription(
-                terms_of_service=directory.terms_of_service,
-                website=directory.website,
-                caa_identities=directory.caa_identities,
-                external_account_required=directory.external_account_required,
-                profiles=directory.profiles,
-            ),
-            error=None,
-            next_try_at=None,
-            give_up_at=None,
-        )
-        await self._store.commit(
-            [ACCOUNTS.put(registered, current.revision)], [events.account_created(registered, self._clock.now())]
-        )
-        self._log.info("account.created", account_id=account.id, directory_url=account.directory_url)
-
-    @staticmethod
-    async def _new_account(client: CaClient, account: Account, hmac_key: bytes | None) -> str:
-        fetched = await client.register(
-            contacts=[f"mailto:{account.email}"] if account.email else [],
-            terms_of_service_agreed=account.terms_of_service_agreed,
-            eab_key_id=account.eab.key_id if account.eab else None,
-            eab_hmac_key=hmac_key,
-        )
-        return fetched.url
-
-    async def _hmac_key(self, account: Account) -> bytes | None:
-        if account.eab is None:
-            return None
-        if account.eab.sealed_hmac_key is not None:
-            return self._sealer.open(account.eab.sealed_hmac_key, ACCOUNTS.key(account.id), "eab_hmac_key")
-        assert account.eab.hmac_key_path is not None
-        secret = await self._secrets.read(account.eab.hmac_key_path)
-        return parse_hmac_key(secret.reveal(), "/eab/hmac_key_path")
-
-    async def _set_back(self, current: Versioned[Account], error: ScaivaultError) -> None:
-        account = current.value
-        assert account.give_up_at is not None
-        memory = Memory(attempt=account.attempt, misbehaved=account.misbehaved, give_up_at=account.give_up_at)
-        verdict = setbacks.judge(error, memory, now=self._clock.now(), fraction=self._randomness.fraction())
-        changed = msgspec.structs.replace(
-            account,
-            status="pending" if verdict.next_try_at else "invalid",
-            error=verdict.trouble,
-            attempt=verdict.attempt,
-            misbehaved=verdict.misbehaved,
-            next_try_at=verdict.next_try_at,
-        )
-        await self._store.commit([ACCOUNTS.put(changed, current.revision)])
-        self._log.warning(
-            "account.not_registered",
-            account_id=account.id,
-            error_code=error.code,
-            detail=error.detail,
-            next_try_at=verdict.next_try_at and verdict.next_try_at.isoformat(),
-        )
+def is_usable(account: Account) -> bool:
+    """Whether anything can be asked in its name, now or when it is registered."""
+    return account.status in ("pending", "valid") and not account.is_deactivating
 
 
-def _reply(account: Account) -> m.AccountReply:
+def require_usable(account: Account) -> None:
+    """Raise AccountUnusable unless something can be asked in its name; one that is being registered passes."""
+    if is_usable(account):
+        return
+    if account.status == "invalid":
+        why = "could not be registered" + (f": {account.error.detail}" if account.error else "")
+    else:
+        why = "is deactivated" if account.status == "deactivated" else "is being deactivated"
+    raise AccountUnusable(f"account {account.id} ({account.name!r}) {why}; nothing can be asked in its name")
+
+
+def account_reply(account: Account) -> m.AccountReply:
+    """An account as callers see it."""
     return m.AccountReply(
         id=account.id,
         name=account.name,
@@ -435,9 +278,13 @@ def _reply(account: Account) -> m.AccountReply:
         directory_url=account.directory_url,
         account_url=account.url,
         key_thumbprint=account.key_thumbprint,
-        eab_key_id=account.eab.key_id if account.eab else None,
+        eab_key_id=(account.eab.key_id or None) if account.eab else None,
         ca=account.ca,
         error=account.error,
+        action_required=account.action,
+        terms_changed_to=account.terms_changed_to,
+        key_change_pending=account.next_key_id is not None,
+        deactivation_pending=account.is_deactivating and account.status != "deactivated",
     )
 
 
@@ -456,14 +303,3 @@ def _as_error(account: Account) -> ScaivaultError:
     }
     kind = plain.get(trouble.code)
     return CaRefused(trouble.detail, trouble.acme) if kind is None else kind(trouble.detail)
-
-
-def _check_pem(pem: str) -> None:
-    try:
-        cryptography_x509.load_pem_x509_certificates(pem.encode())
-    except ValueError:
-        raise _invalid("/ca_certificates_pem", "bad_pem", "these are no PEM certificates") from None
-
-
-def _invalid(pointer: str, code: str, detail: str) -> InvalidRequest:
-    return InvalidRequest(detail, [FieldError(pointer=pointer, code=code, detail=detail)])

@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from scaivaultd.model.errors import Internal
+import msgspec
+
+from scaivaultd.api import messages as m
+from scaivaultd.model.errors import Conflict, InvalidRequest, NotFound, RevisionConflict
+from scaivaultd.model.ids import AccountId, CertificateId
+from scaivaultd.model.names import parse_identifiers
+from scaivaultd.model.resources import UNFINISHED, BulkRenewal
+from scaivaultd.services.bulk_walks import BulkWalk, choice_page, fits, load
+from scaivaultd.services.documents import BULK_RENEWALS, CERTIFICATES, ORDERS
+from scaivaultd.services.jobs import outcome_of, side_by_side
+from scaivaultd.services.requests import invalid
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
     from structlog.typing import FilteringBoundLogger
 
-    from scaivaultd.api import messages as m
     from scaivaultd.api.commands import RequestContext
     from scaivaultd.model.clock import Clock
-    from scaivaultd.model.ids import IdMaker
+    from scaivaultd.model.ids import BulkRenewalId, IdMaker
     from scaivaultd.services.ports import Store
     from scaivaultd.services.renewing import Renewing
 
+RUNNING_MAX = 20
+_PAUSE_SECONDS = 5.0
+_PAGE = 500
+_LISTED_MAX = 5
+
 
 class BulkRenewals:
-    """Handlers of `pki.bulk_renewals.*`, and the room that sets them going."""
+    """Handlers of `pki.bulk_renewals.*`, and the room that sets their certificates going."""
 
     def __init__(
         self, *, store: Store, renewing: Renewing, ids: IdMaker, clock: Clock, log: FilteringBoundLogger
@@ -29,23 +48,183 @@ class BulkRenewals:
         self._ids = ids
         self._clock = clock
         self._log = log
+        self._created = asyncio.Event()
+        self._walking: set[BulkRenewalId] = set()
 
     async def create(self, request: m.CreateBulkRenewal, context: RequestContext) -> m.BulkRenewalReply:
         """Handle `pki.bulk_renewals.create`."""
-        raise Internal("not built yet")
+        bulk = self._wanted(request)
+        bulk = msgspec.structs.replace(bulk, total=await self._count(bulk))
+        if request.dry_run:
+            return _reply(bulk, Counter(), self._clock.now(), is_dry_run=True)
+        running = await BULK_RENEWALS.page(self._store, where={"status": "running"}, cursor=None, limit=RUNNING_MAX)
+        if len(running.items) >= RUNNING_MAX:
+            raise Conflict(f"{len(running.items)} bulk renewals are running already; cancel one, or wait for its end")
+        await self._store.commit([BULK_RENEWALS.put(bulk)])
+        self._log.info(
+            "bulk_renewal.created",
+            bulk_renewal_id=bulk.id,
+            total=bulk.total,
+            per_minute=bulk.per_minute,
+            note=bulk.note,
+            request_id=context.request_id,
+        )
+        self._created.set()
+        return _reply(bulk, Counter(), self._clock.now())
 
     async def list(self, request: m.ListBulkRenewals, context: RequestContext) -> m.BulkRenewalList:
         """Handle `pki.bulk_renewals.list`."""
-        raise Internal("not built yet")
+        page = await BULK_RENEWALS.page(
+            self._store, where={"status": request.status}, cursor=request.cursor, limit=request.limit
+        )
+        items = await side_by_side([self._shown(each.value) for each in page.items])
+        return m.BulkRenewalList(items=items, next_cursor=page.next_cursor)
 
     async def get(self, request: m.BulkRenewalById, context: RequestContext) -> m.BulkRenewalReply:
         """Handle `pki.bulk_renewals.get`."""
-        raise Internal("not built yet")
+        return await self._shown((await load(self._store, request.id)).value)
 
     async def cancel(self, request: m.BulkRenewalById, context: RequestContext) -> m.BulkRenewalReply:
-        """Handle `pki.bulk_renewals.cancel`."""
-        raise Internal("not built yet")
+        """Handle `pki.bulk_renewals.cancel`; once more for one that is cancelled already changes nothing."""
+        while True:
+            found = await load(self._store, request.id)
+            if found.value.status == "finished":
+                raise Conflict(f"bulk renewal {found.value.id} has finished")
+            if found.value.status == "cancelled":
+                return await self._shown(found.value)
+            cancelled = msgspec.structs.replace(found.value, status="cancelled", finished_at=self._clock.now())
+            try:
+                await self._store.commit([BULK_RENEWALS.put(cancelled, found.revision)])
+            except RevisionConflict:
+                continue  # its progress was written down at the same moment
+            self._log.info("bulk_renewal.cancelled", bulk_renewal_id=cancelled.id, request_id=context.request_id)
+            return await self._shown(cancelled)
 
     async def run(self) -> None:
         """Set the certificates of every running bulk renewal going, at its pace, until cancelled."""
-        await asyncio.Event().wait()
+        async with asyncio.TaskGroup() as walks:
+            while True:
+                self._created.clear()
+                if (error := await outcome_of(self._begin_walks(walks), self._log)) is not None:
+                    self._log.warning("bulk_renewal.not_begun", error_code=error.code, detail=error.detail)
+                    await self._clock.sleep(_PAUSE_SECONDS)
+                else:
+                    await self._created.wait()
+
+    async def _begin_walks(self, walks: asyncio.TaskGroup) -> None:
+        for each in await BULK_RENEWALS.all(self._store, self._log, status="running"):
+            if each.value.id not in self._walking:
+                self._walking.add(each.value.id)
+                walks.create_task(self._walk(each.value), name=f"bulk {each.value.id}")
+
+    async def _walk(self, bulk: BulkRenewal) -> None:
+        """Walk on after every error, until there is an end."""
+        try:
+            while (error := await outcome_of(self._walk_once(bulk.id), self._log)) is not None:
+                self._log.warning(
+                    "bulk_renewal.interrupted", bulk_renewal_id=bulk.id, error_code=error.code, detail=error.detail
+                )
+                await self._clock.sleep(_PAUSE_SECONDS)
+        finally:
+            self._walking.discard(bulk.id)
+
+    async def _walk_once(self, bulk_renewal_id: BulkRenewalId) -> None:
+        bulk = (await load(self._store, bulk_renewal_id)).value
+        walk = BulkWalk(bulk, store=self._store, renewing=self._renewing, clock=self._clock, log=self._log)
+        await walk.run()
+
+    def _wanted(self, request: m.CreateBulkRenewal) -> BulkRenewal:
+        filters = (request.certificate_ids, request.account_id, request.issuer, request.domain, request.issued_before)
+        if not request.all and not any(filters):
+            raise invalid("/all", "no_filter", "give at least one filter, or say that all are meant")
+        return BulkRenewal(
+            id=self._ids.bulk_renewal(),
+            status="running",
+            created_at=self._clock.now(),
+            per_minute=request.per_minute,
+            note=request.note,
+            certificate_ids=tuple(sorted({CertificateId(each) for each in request.certificate_ids})),
+            account_id=None if request.account_id is None else AccountId(request.account_id),
+            issuer=request.issuer,
+            domain=None if request.domain is None else _base(request.domain),
+            issued_before=request.issued_before,
+        )
+
+    async def _count(self, bulk: BulkRenewal) -> int:
+        if bulk.certificate_ids:
+            return await self._count_named(bulk)
+        total = 0
+        while True:
+            page = await choice_page(self._store, bulk, self._log)
+            total += len(page.certificate_ids)
+            if page.next_cursor is None:
+                return total
+            bulk = msgspec.structs.replace(bulk, cursor=page.next_cursor)
+
+    async def _count_named(self, bulk: BulkRenewal) -> int:
+        async def is_chosen(certificate_id: CertificateId) -> bool | None:
+            found = await CERTIFICATES.get(self._store, certificate_id)
+            return None if found is None else fits(bulk, found.value)
+
+        chosen = await side_by_side([is_chosen(each) for each in bulk.certificate_ids])
+        unknown = [each for each, found in zip(bulk.certificate_ids, chosen, strict=True) if found is None]
+        if unknown:
+            raise NotFound(_unknown(unknown))
+        return sum(map(bool, chosen))
+
+    async def _shown(self, bulk: BulkRenewal) -> m.BulkRenewalReply:
+        return _reply(bulk, await self._statuses(bulk.id), self._clock.now())
+
+    async def _statuses(self, bulk_renewal_id: BulkRenewalId) -> Counter[str]:
+        """How many of its orders stand in which state."""
+        statuses: Counter[str] = Counter()
+        cursor: str | None = None
+        while True:
+            page = await self._store.scan(ORDERS.key(""), where={"bulk": bulk_renewal_id}, after=cursor, limit=_PAGE)
+            statuses.update(_STATUS.decode(each.document).status for each in page.items)
+            if (cursor := page.next_cursor) is None:
+                return statuses
+
+
+class _Status(msgspec.Struct, frozen=True):
+    """All that is read of an order to count it."""
+
+    status: str
+
+
+_STATUS = msgspec.json.Decoder(_Status)
+
+
+def _reply(bulk: BulkRenewal, statuses: Counter[str], now: datetime, *, is_dry_run: bool = False) -> m.BulkRenewalReply:
+    left = max(0, bulk.total - bulk.started - bulk.skipped)
+    is_running = bulk.status == "running" and not is_dry_run
+    return m.BulkRenewalReply(
+        id=None if is_dry_run else bulk.id,
+        status="finished" if is_dry_run else bulk.status,
+        created_at=bulk.created_at,
+        note=bulk.note,
+        per_minute=bulk.per_minute,
+        total=bulk.total,
+        started=bulk.started,
+        skipped=bulk.skipped,
+        renewed=sum(statuses[each] for each in ("valid", "revoked", "expired")),
+        failed=sum(statuses[each] for each in ("invalid", "deactivated")),
+        under_way=sum(statuses[each] for each in UNFINISHED),
+        finished_at=bulk.finished_at,
+        estimated_end=now + timedelta(minutes=left / bulk.per_minute) if is_running else None,
+    )
+
+
+def _base(domain: str) -> str:
+    try:
+        (identifier,) = parse_identifiers([domain], public_ca=False)
+    except InvalidRequest as error:
+        detail = error.fields[0].detail
+        raise invalid("/domain", error.fields[0].code, detail) from None
+    return identifier.base
+
+
+def _unknown(certificate_ids: Sequence[str]) -> str:
+    listed = ", ".join(repr(each) for each in certificate_ids[:_LISTED_MAX])
+    more = len(certificate_ids) - _LISTED_MAX
+    return f"there is no certificate {listed}" + (f", nor {more} more of these" if more > 0 else "")

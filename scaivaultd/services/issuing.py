@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
+from scaivaultd.acme import causes, x509
+from scaivaultd.acme import renewal as rules
+from scaivaultd.api import events
 from scaivaultd.api import messages as m
-from scaivaultd.model.dns import PropagationOverride
 from scaivaultd.model.errors import (
+    AccountUnusable,
+    Cancelled,
     CaRefused,
     CaUnavailable,
     Conflict,
-    FieldError,
-    Internal,
-    InvalidRequest,
     NotFound,
     RateLimited,
     RevisionConflict,
@@ -26,14 +28,28 @@ from scaivaultd.model.errors import (
     UnsupportedChallenge,
 )
 from scaivaultd.model.ids import OrderId
-from scaivaultd.model.names import parse_identifiers, require_provable
-from scaivaultd.model.resources import UNFINISHED, IdempotentResult, Order
+from scaivaultd.model.resources import UNFINISHED, IdempotentResult, Order, Terms, terms_of
 from scaivaultd.model.storage import ABSENT
-from scaivaultd.services.dns_providers import require_resolvers
-from scaivaultd.services.documents import ACCOUNTS, IDEMPOTENCY, IDEMPOTENCY_SECONDS, ORDERS, Versioned, digest
+from scaivaultd.services import renewals, setbacks
+from scaivaultd.services.budgets import Held
+from scaivaultd.services.compromised_keys import is_compromised, spki_sha256_in
+from scaivaultd.services.documents import (
+    ACCOUNTS,
+    CERTIFICATES,
+    IDEMPOTENCY,
+    IDEMPOTENCY_SECONDS,
+    ORDERS,
+    RENEWALS,
+    Versioned,
+    digest,
+)
+from scaivaultd.services.failing import require_registered
 from scaivaultd.services.jobs import outcome_of
+from scaivaultd.services.leaving import deactivate_pending
+from scaivaultd.services.order_record import Superseded
 from scaivaultd.services.presence import Presence, journalled
-from scaivaultd.services.pursuit import Parked, Place, Pursuit, Superseded, Tools
+from scaivaultd.services.pursuit import Parked, Place, Pursuit, Tools
+from scaivaultd.services.requests import Lookups, seconds_of, terms_from
 from scaivaultd.services.waiting import sleep_until
 
 if TYPE_CHECKING:
@@ -41,7 +57,8 @@ if TYPE_CHECKING:
 
     from scaivaultd.api.commands import RequestContext
     from scaivaultd.model.ids import AccountId, BulkRenewalId, CertificateId
-    from scaivaultd.model.resources import Account, OrderCause
+    from scaivaultd.model.resources import Account, Certificate, OrderCause
+    from scaivaultd.model.storage import Change
     from scaivaultd.plugin import ChallengeResponse
     from scaivaultd.services.dns_providers import DnsProviders
     from scaivaultd.services.jobs import Jobs
@@ -51,7 +68,41 @@ BACKLOG_MAX = 20_000
 _STORAGE_PAUSE_SECONDS = 5.0
 _REGISTRATION_SECONDS = 60.0
 _RESUME_SECONDS = 5.0
+_LEAVING_SECONDS = (5.0, 30.0, 0.0)
 _ACCOUNT_TROUBLE = ("accountDoesNotExist", "unauthorized")
+
+
+class UnderWay:
+    """An order that has a job: whom it is for, and how its job can be reached from outside.
+
+    As a context it is what the job works in: `stop` ends that work, and only that, as Superseded.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.order_id = order.id
+        self.account_id = order.account_id
+        self.identifiers = order.identifiers
+        self.flight = order.flight
+        self.rests = asyncio.Event()
+        self.hurry = asyncio.Event()
+        self._task: asyncio.Task[Any] | None = None
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Somebody has ended the order: end what its job is doing for it."""
+        self._is_stopped = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def __enter__(self) -> None:
+        if self._is_stopped:
+            raise Superseded
+        self._task = asyncio.current_task()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        task, self._task = self._task, None
+        if self._is_stopped and kind is asyncio.CancelledError and task is not None and task.uncancel() == 0:
+            raise Superseded from error
 
 
 class Issuing:
@@ -72,31 +123,28 @@ class Issuing:
         self._clock = tools.clock
         self._jobs = jobs
         self._waiting = waiting
-        self._providers = providers
+        self._lookups = Lookups(store=tools.store, accounts=tools.accounts, solvers=tools.solvers, providers=providers)
         self._patience_seconds = patience_seconds
+        self._under_way: dict[OrderId, UnderWay] = {}
+        self._flights: dict[str, OrderId] = {}
+        self._accepted: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._resumed: list[Presence] = []
         self._reclaiming: list[Presence] = []
         self._places: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(orders_per_ca))
 
     async def issue(self, request: m.Issue, context: RequestContext) -> m.OrderReply:
         """Handle `pki.acme.issue`."""
-        order_id = await self._accept(request, context)
-        solver = self._tools.solvers.get(request.challenge_type, request.solver)
-        self._start(order_id, Presence(solver, self._tools.solvers.claims, self._tools.log))
-        order = await self._waiting.until(
-            ORDERS,
-            order_id,
-            request.wait_seconds,
-            lambda each: bool(each.challenges) or each.status != "pending",
-        )
-        return self._reply(order)
+        return await self.shown(await self._accept(request, context), request.wait_seconds)
 
     async def get(self, request: m.OrderById, context: RequestContext) -> m.OrderReply:
         """Handle `pki.acme.orders.get`."""
-        order = await ORDERS.get(self._store, request.order_id)
+        return self._reply((await self._found(request.order_id)).value)
+
+    async def _found(self, order_id: str) -> Versioned[Order]:
+        order = await ORDERS.get(self._store, order_id)
         if order is None:
-            raise NotFound(f"there is no order {request.order_id[:100]!r}")
-        return self._reply(order.value)
+            raise NotFound(f"there is no order {order_id[:100]!r}")
+        return order
 
     async def list(self, request: m.ListOrders, context: RequestContext) -> m.OrderList:
         """Handle `pki.acme.orders.list`."""
@@ -106,7 +154,16 @@ class Issuing:
 
     async def cancel(self, request: m.CancelOrder, context: RequestContext) -> m.OrderReply:
         """Handle `pki.acme.orders.cancel`."""
-        raise Internal("not built yet")
+        error = Cancelled("cancelled by request")
+        while True:
+            held = await self._found(request.order_id)
+            order = held.value
+            if order.status == "deactivated":
+                return self._reply(order)
+            if order.status not in UNFINISHED:
+                raise Conflict(f"order {order.id} has ended as {order.status}; there is nothing to cancel")
+            if (ended := await self._end(held, error)) is not None:
+                return self._reply(ended)
 
     async def renew(
         self, certificate_id: CertificateId, cause: OrderCause, *, bulk_id: BulkRenewalId | None = None
@@ -121,21 +178,101 @@ class Issuing:
             Conflict: its key must not be certified again (a compromised key of a CSR, or with `reuse_key`).
             UnsupportedChallenge: no solver is installed any more, or no DNS provider.
         """
-        raise Internal("not built yet")
+        while True:
+            certificate = await CERTIFICATES.get(self._store, certificate_id)
+            renewal = await RENEWALS.get(self._store, certificate_id)
+            if certificate is None or renewal is None:
+                raise NotFound(f"there is no certificate {certificate_id[:100]!r}")
+            if renewal.value.order_id is not None:
+                under_way = await ORDERS.get(self._store, renewal.value.order_id)
+                if under_way is not None and under_way.value.status in UNFINISHED:
+                    return under_way.value
+            order = await self._renewal_order(certificate.value, cause, bulk_id)
+            begun = renewals.under_way(renewal.value, order.id, cause)
+            try:
+                await self._store.commit([ORDERS.put(order), RENEWALS.put(begun, renewal.revision)])
+            except RevisionConflict:
+                continue  # somebody else began, or changed it: look again
+            self._tools.renewals.tell(certificate_id)
+            self._log_accepted(order, certificate_id=certificate_id, cause=cause)
+            self._begin(order)
+            return order
+
+    async def shown(self, order_id: OrderId, wait_seconds: float) -> m.OrderReply:
+        """An order as callers see it, once its challenges are there, it has ended, or `wait_seconds` are over."""
+        order = await self._waiting.until(
+            ORDERS, order_id, wait_seconds, lambda each: bool(each.challenges) or each.status != "pending"
+        )
+        return self._reply(order)
 
     def hurry(self, order_id: OrderId) -> None:
         """End the pause an order makes after a setback, if it makes one."""
+        if (under_way := self._under_way.get(order_id)) is not None:
+            under_way.hurry.set()
 
     async def rest(self, order_id: OrderId) -> None:
         """Wait until an order has ended, or pauses after a setback; returns at once for one without a job."""
+        if (under_way := self._under_way.get(order_id)) is not None:
+            await under_way.rests.wait()
 
     async def end_orders_of(self, account_id: AccountId, error: ScaivaultError) -> int:
         """End every unfinished order of an account as `deactivated`, with this error; returns how many."""
-        return 0
+        count = 0
+        for status in UNFINISHED:
+            for held in await ORDERS.all(self._store, self._tools.log, status=status, account=account_id):
+                current: Versioned[Order] | None = held
+                while current is not None and current.value.status in UNFINISHED:
+                    if await self._end(current, error) is not None:
+                        count += 1
+                        break
+                    current = await ORDERS.get(self._store, held.value.id)
+        return count
 
     def reply(self, order: Order) -> m.OrderReply:
         """An order as callers see it."""
         return self._reply(order)
+
+    async def _end(self, held: Versioned[Order], error: ScaivaultError) -> Order | None:
+        """End an order from outside its job; None when it was changed meanwhile."""
+        order, now = held.value, self._clock.now()
+        cause = causes.cause_of(error)
+        trouble = causes.judged(setbacks.trouble_of(error, None), cause)
+        ended = msgspec.structs.replace(
+            order,
+            status="deactivated",
+            owner=None,
+            queued=None,
+            next_try_at=None,
+            error=trouble,
+            has_open_authorizations=order.url is not None,
+        )
+        changes: list[Change] = [ORDERS.put(ended, held.revision)]
+        renewal = None if order.renews is None else await RENEWALS.get(self._store, order.renews)
+        if renewal is not None and renewal.value.order_id == order.id:
+            life = renewal.value
+            next_try_at = rules.next_attempt(
+                life.attempt + 1,
+                cause.kind,
+                retry_at=None,
+                not_after=life.not_after,
+                lifetime=life.not_after - life.not_before,
+                now=now,
+                fraction=self._tools.randomness.fraction(),
+            )
+            changes.append(RENEWALS.put(renewals.set_back(life, trouble, next_try_at, goes_on=False), renewal.revision))
+        try:
+            await self._store.commit(changes, [events.order_cancelled(ended, now)])
+        except RevisionConflict:
+            return None
+        self._tools.budgets.left(order.id)
+        self._tools.log.info("order.cancelled", order_id=order.id, detail=error.detail)
+        if order.renews is not None:
+            self._tools.renewals.tell(order.renews)
+        if (under_way := self._under_way.get(order.id)) is not None:
+            under_way.stop()
+        elif ended.has_open_authorizations:
+            self._close_at_ca(order.id)
+        return ended
 
     async def resume(self) -> None:
         """Go on with every order that has not ended: by its state at the CA, not by our memory."""
@@ -143,6 +280,9 @@ class Issuing:
         for status in UNFINISHED:
             for order in await ORDERS.all(self._store, self._tools.log, status=status):
                 self._resume(order.value, is_in_place=order.value.id in holders)
+        for order in await ORDERS.all(self._store, self._tools.log, open="yes"):
+            if order.value.status not in UNFINISHED:
+                self._close_at_ca(order.value.id)
         # First of all, before the listener answers anybody: the CA may be looking for it right now.
         presenting = [presence.settled() for presence in self._resumed]
         self._resumed.clear()
@@ -163,33 +303,50 @@ class Issuing:
             self._resumed.append(presence)
         elif is_in_place:
             self._reclaiming.append(presence)
-        self._start(order.id, presence, journalled(order), is_in_place=is_in_place)
+        if order.flight is not None:
+            self._flights[order.flight] = order.id
+        self._start(order, presence, journalled(order), is_in_place=is_in_place)
 
     async def _accept(self, request: m.Issue, context: RequestContext) -> OrderId:
         """Write order, step 1: the caller hears of an order only when it is written down."""
         key = context.idempotency_key
         asked = digest(msgspec.json.encode(msgspec.structs.replace(request, wait_seconds=0)))
-        for _ in range(2):
-            if key is not None and (made := await self._made_before(key, asked)):
-                return made
-            order = await self._order(request)
-            changes = [ORDERS.put(order)]
-            if key is not None:
-                result = IdempotentResult(resource_id=order.id, request_digest=asked)
-                changes.append(IDEMPOTENCY.put_at(_idempotency_id(key), result, ABSENT, IDEMPOTENCY_SECONDS))
-            try:
-                await self._store.commit(changes)
-            except RevisionConflict:
-                continue  # the same request came twice at once: the other one's order is the answer
-            self._tools.log.info(
-                "order.accepted",
-                order_id=order.id,
-                account_id=order.account_id,
-                names=[str(each) for each in order.identifiers],
-                request_id=context.request_id,
-            )
-            return order.id
+        async with self._accepting(asked):
+            for _ in range(2):
+                if key is not None and (made := await self._made_before(key, asked)):
+                    return made
+                # The same request while its order is under way is the same order: one certificate, whoever asks.
+                same = self._flights.get(asked)
+                order = None if same is not None else await self._order(request, asked)
+                changes = [] if order is None else [ORDERS.put(order)]
+                order_id = same if order is None else order.id
+                assert order_id is not None
+                if key is not None:
+                    result = IdempotentResult(resource_id=order_id, request_digest=asked)
+                    changes.append(IDEMPOTENCY.put_at(_idempotency_id(key), result, ABSENT, IDEMPOTENCY_SECONDS))
+                try:
+                    if changes:
+                        await self._store.commit(changes)
+                except RevisionConflict:
+                    continue  # the same key came twice at once: the other one's order is the answer
+                if order is not None:
+                    self._log_accepted(order, request_id=context.request_id)
+                    self._flights[asked] = order.id
+                    self._begin(order)
+                return order_id
         raise Conflict("the Idempotency-Key is in use by another request at this moment; ask again")
+
+    def _accepting(self, asked: str) -> asyncio.Lock:
+        return self._accepted.setdefault(asked, asyncio.Lock())
+
+    def _log_accepted(self, order: Order, **more: str) -> None:
+        self._tools.log.info(
+            "order.accepted",
+            order_id=order.id,
+            account_id=order.account_id,
+            names=[str(each) for each in order.identifiers],
+            **more,
+        )
 
     async def _made_before(self, key: str, asked: str) -> OrderId | None:
         made = await IDEMPOTENCY.get(self._store, _idempotency_id(key))
@@ -199,63 +356,85 @@ class Issuing:
             raise Conflict("this Idempotency-Key was used for another request within the last 24 hours")
         return OrderId(made.value.resource_id)
 
-    async def _order(self, request: m.Issue) -> Order:
-        account = (await self._tools.accounts.load(request.account_id)).value
-        _require_usable(account)
-        identifiers = parse_identifiers(request.domains, public_ca=account.provider != "custom")
-        require_provable(request.domains, request.challenge_type)
-        self._tools.solvers.get(request.challenge_type, request.solver)
-        await self._check_dns(request)
+    async def _order(self, request: m.Issue, flight: str) -> Order:
+        terms = await terms_from(request, self._lookups, self._clock.now())
+        renew_before = None if request.renew_before is None else seconds_of(request.renew_before)
         if len(self._jobs) >= BACKLOG_MAX:
             raise RateLimited(f"{len(self._jobs)} orders are under way already; ask again later", 60)
         now = self._clock.now()
         return Order(
+            **{name: getattr(terms, name) for name in Terms.__struct_fields__},
             id=self._tools.ids.order(),
-            account_id=account.id,
-            identifiers=identifiers,
-            challenge_type=request.challenge_type,
-            key_type=request.key_type,
             auto_renew=request.auto_renew,
             status="pending",
             created_at=now,
             give_up_at=now + timedelta(seconds=self._patience_seconds),
-            solver=request.solver,
-            dns_provider=request.dns_provider,
-            propagation=_override(request.propagation),
+            renew_before_seconds=renew_before,
+            flight=flight,
         )
 
-    async def _check_dns(self, request: m.Issue) -> None:
-        """What is certain to fail is refused at once; where names lead is found out by the job."""
-        if request.challenge_type != "dns-01":
-            for member in ("dns_provider", "propagation"):
-                if getattr(request, member) is not None:
-                    raise _invalid(f"/{member}", "not_for_this_challenge", f"{member} goes with dns-01 only")
-            return
-        wishes = request.propagation
-        if wishes is not None and wishes.resolvers is not None:
-            require_resolvers(wishes.resolvers, "/propagation/resolvers")
-            if wishes.visibility == "resolvers" and not wishes.resolvers:
-                raise _invalid("/propagation/resolvers", "empty", "visibility `resolvers` needs somebody to ask")
-        if request.dns_provider is not None:
+    async def _renewal_order(self, certificate: Certificate, cause: OrderCause, bulk_id: BulkRenewalId | None) -> Order:
+        terms, now = terms_of(certificate), self._clock.now()
+        await self._require_an_account(terms)
+        self._tools.solvers.get(terms.challenge_type, terms.solver)
+        key_id = None
+        if terms.csr_der is not None:
+            await self._refuse_compromised(x509.spki_sha256(x509.spki_of_csr(terms.csr_der)))
+        elif terms.reuse_key and cause != "revocation" and terms.key_type == certificate.key_type:
+            key_id = certificate.key_id
+            await self._refuse_compromised(spki_sha256_in(certificate.chain_pem))
+        return Order(
+            **{name: getattr(terms, name) for name in Terms.__struct_fields__},
+            id=self._tools.ids.order(),
+            auto_renew=certificate.auto_renew,
+            status="pending",
+            created_at=now,
+            give_up_at=now + timedelta(seconds=self._patience_seconds),
+            cause=cause,
+            renews=certificate.id,
+            renews_version=certificate.version,
+            bulk_id=bulk_id,
+            key_id=key_id,
+        )
+
+    async def _require_an_account(self, terms: Terms) -> None:
+        """At least one account that may order, now or after a pause."""
+        errors: list[ScaivaultError] = []
+        for account_id in terms.accounts:
             try:
-                await self._providers.find(request.dns_provider)
-            except NotFound as error:
-                raise _invalid("/dns_provider", "not_found", error.detail) from None
-        elif request.solver in (None, "dns-01") and not await self._providers.all():
-            detail = "no DNS provider is configured; create one with pki.dns_providers.create"
-            field = FieldError(pointer="/challenge_type", code="no_dns_provider", detail=detail)
-            raise UnsupportedChallenge(detail, [field])
+                require_registered((await self._tools.accounts.load(account_id)).value)
+            except CaUnavailable:
+                return
+            except (AccountUnusable, NotFound) as error:
+                errors.append(error)
+                continue
+            return
+        raise AccountUnusable("; ".join(each.detail for each in errors))
+
+    async def _refuse_compromised(self, spki_sha256: str) -> None:
+        if await is_compromised(self._store, spki_sha256):
+            raise Conflict(
+                "the key is compromised and must never be certified again; use a fresh key (`pki.certificates.update` "
+                "with another csr, or with reuse_key false)"
+            )
+
+    def _begin(self, order: Order) -> None:
+        """Start the job of an order that has just been accepted."""
+        solver = self._tools.solvers.get(order.challenge_type, order.solver)
+        self._start(order, Presence(solver, self._tools.solvers.claims, self._tools.log))
 
     def _start(
         self,
-        order_id: OrderId,
+        order: Order,
         presence: Presence,
         journal: Mapping[str, ChallengeResponse] | None = None,
         *,
         is_in_place: bool = False,
     ) -> None:
+        under_way = UnderWay(order)
+        self._under_way[order.id] = under_way
         self._jobs.start(
-            f"order {order_id}", lambda: self._pursue(order_id, presence, journal or {}, is_in_place=is_in_place)
+            f"order {order.id}", lambda: self._pursue(under_way, presence, journal or {}, is_in_place=is_in_place)
         )
 
     async def _reclaimed(self) -> None:
@@ -265,34 +444,73 @@ class Issuing:
         self._reclaiming.clear()
 
     async def _pursue(
-        self, order_id: OrderId, presence: Presence, journal: Mapping[str, ChallengeResponse], *, is_in_place: bool
+        self, under_way: UnderWay, presence: Presence, journal: Mapping[str, ChallengeResponse], *, is_in_place: bool
     ) -> None:
         """The job: attempt after attempt, with the pauses that the order itself remembers."""
+        order_id = under_way.order_id
         try:
-            await presence.restore(journal, is_in_place=is_in_place)
-            if presence.may_wait:
-                await self._reclaimed()
-            while await self._is_unfinished(order_id):
-                await self._attempt(order_id, presence)
+            with under_way:
+                await presence.restore(journal, is_in_place=is_in_place)
+                if presence.may_wait:
+                    await self._reclaimed()
+                while await self._is_unfinished(under_way):
+                    await self._attempt(order_id, presence)
         except Superseded:
             self._tools.log.info("order.superseded", order_id=order_id)
-        except asyncio.CancelledError:
-            # A stop: the order goes on in the next process, and the CA may look before that is up.
-            raise
+        finally:
+            # A stop leaves all in place: the order goes on in the next process, and the CA may look before that is up.
+            under_way.rests.set()
+            self._under_way.pop(order_id, None)
+            if under_way.flight is not None and self._flights.get(under_way.flight) == order_id:
+                del self._flights[under_way.flight]
         # Write order, step 8: whatever the outcome, what we put in place goes away.
         await presence.clean_up()
+        await self._leave_ca(order_id)
 
-    async def _is_unfinished(self, order_id: OrderId) -> bool:
+    async def _is_unfinished(self, under_way: UnderWay) -> bool:
         """Whether there is more to do; returns when it is due."""
         while True:
             try:
-                order = (await self._load(order_id)).value
+                order = (await self._load(under_way.order_id)).value
             except StorageUnavailable as error:
-                await self._wait_for_store(order_id, error)
+                await self._wait_for_store(under_way.order_id, error)
                 continue
-            if order.next_try_at is not None:
-                await sleep_until(self._clock, order.next_try_at)
+            if order.next_try_at is not None and order.next_try_at > self._clock.now():
+                under_way.rests.set()
+                await sleep_until(self._clock, order.next_try_at, under_way.hurry)
+                under_way.rests.clear()
+            under_way.hurry.clear()
             return order.status in UNFINISHED
+
+    def _close_at_ca(self, order_id: OrderId) -> None:
+        self._jobs.start(f"order {order_id}", lambda: self._leave_ca(order_id))
+
+    async def _leave_ca(self, order_id: OrderId) -> None:
+        """Deactivate what is still pending at the CA for an order that has ended (RFC 8555 section 7.5.2)."""
+        held = await self._load(order_id)
+        order = held.value
+        if not order.has_open_authorizations or order.status in UNFINISHED:
+            return
+        log = self._tools.log.bind(order_id=order_id)
+        # Another order of ours may prove the same name by the same authorization: CAs share pending ones.
+        shared = {
+            each.value
+            for other in self._under_way.values()
+            if other.account_id == order.account_id and other.order_id != order_id
+            for each in other.identifiers
+        }
+        for pause in _LEAVING_SECONDS:
+            account = (await self._tools.accounts.load(order.account_id)).value
+            error = await outcome_of(deactivate_pending(self._tools.accounts, account, order, shared), log)
+            if error is None or not error.retryable:
+                break
+            log.debug("order.authorizations_open", detail=error.detail)
+            await self._clock.sleep(pause)
+        closed = msgspec.structs.replace(order, has_open_authorizations=False)
+        try:
+            await self._store.commit([ORDERS.put(closed, held.revision)])
+        except RevisionConflict:
+            log.debug("order.changed_meanwhile")
 
     async def _wait_for_store(self, order_id: OrderId, error: StorageUnavailable) -> None:
         self._tools.log.warning("order.store_unavailable", order_id=order_id, detail=error.detail)
@@ -303,7 +521,7 @@ class Issuing:
             account = await self._account_of(order_id)
             if account.status == "pending":
                 await self._waiting.until(ACCOUNTS, account.id, _REGISTRATION_SECONDS, _is_decided)
-            async with Place(self._places[account.directory_url]) as place:
+            async with self._tools.accounts.using(account.id), Place(self._places[account.directory_url]) as place:
                 await self._attempt_in_place(order_id, presence, place)
         except StorageUnavailable as error:
             await self._wait_for_store(order_id, error)
@@ -313,10 +531,16 @@ class Issuing:
         account = await self._account_of(order_id)
         pursuit = Pursuit(self._tools, await self._load(order_id), account, presence, place)
         log = self._tools.log.bind(order_id=order_id)
+        if (until := await self._tools.accounts.held_until(account)) is not None:
+            await pursuit.wait_until(until)
+            return
         try:
-            error = await outcome_of(pursuit.run(), log, let_pass=(Parked, Superseded))
+            error = await outcome_of(pursuit.run(), log, let_pass=(Parked, Superseded, Held))
         except Parked as parked:
             await pursuit.park(parked.seconds)
+            return
+        except Held as held:
+            await pursuit.hold(held)
             return
         if isinstance(error, StorageUnavailable):
             raise error
@@ -335,8 +559,20 @@ class Issuing:
             await pursuit.set_back(failed)
 
     async def _account_of(self, order_id: OrderId) -> Account:
-        order = await self._load(order_id)
-        return (await self._tools.accounts.load(order.value.account_id)).value
+        """The account to try now: the first that is not being left alone, unless a CA has the order already."""
+        held = await self._load(order_id)
+        order = held.value
+        if len(order.accounts) > 1 and order.url is None and not order.asked:
+            closed = [each for each in order.accounts if not self._tools.breakers.is_open(each)]
+            chosen = closed[0] if closed else order.account_id
+            before = order.accounts[: order.accounts.index(chosen)]
+            if (chosen, before) != (order.account_id, order.accounts_tried):
+                order = msgspec.structs.replace(order, account_id=chosen, accounts_tried=before)
+                try:
+                    await self._store.commit([ORDERS.put(order, held.revision)])
+                except RevisionConflict as conflict:
+                    raise Superseded from conflict
+        return (await self._tools.accounts.load(order.account_id)).value
 
     async def _is_healed(self, account: Account, error: ScaivaultError) -> bool:
         """Whether the CA refused the account for a reason that is gone now."""
@@ -376,6 +612,14 @@ class Issuing:
             solver=order.solver,
             dns_provider=order.dns_provider,
             dns_records=records,
+            cause=order.cause,
+            renews=order.renews,
+            version=order.version,
+            account_ids=list(order.accounts),
+            profile=order.profile,
+            warnings=order.warnings,
+            preflight=order.preflight,
+            queued=order.queued,
             attempt=order.attempt,
             next_try_at=order.next_try_at,
             error=order.error,
@@ -388,30 +632,8 @@ class Issuing:
         return order
 
 
-def _override(request: m.PropagationRequest | None) -> PropagationOverride | None:
-    if request is None:
-        return None
-    return PropagationOverride(
-        visibility=request.visibility,
-        timeout=request.timeout,
-        interval=request.interval,
-        resolvers=None if request.resolvers is None else tuple(request.resolvers),
-        delay=request.delay,
-        on_failure=request.on_failure,
-    )
-
-
-def _invalid(pointer: str, code: str, detail: str) -> InvalidRequest:
-    return InvalidRequest(detail, [FieldError(pointer=pointer, code=code, detail=detail)])
-
-
 def _idempotency_id(key: str) -> str:
     return digest("pki.acme.issue", key)
-
-
-def _require_usable(account: Account) -> None:
-    if account.status in ("invalid", "deactivated"):
-        raise Conflict(f"account {account.id} is {account.status}; no certificate can be ordered with it")
 
 
 def _is_decided(account: Account) -> bool:

@@ -155,6 +155,10 @@ class CaClient(Protocol):
         """Replace the account's contacts; none at all clears them."""
         ...
 
+    async def agree_to_terms(self) -> Fetched:
+        """Agree to the terms of service that the CA has now."""
+        ...
+
     async def deactivate_account(self) -> Fetched:
         """End the account for good; never repeated by itself. Doubtful: ask again, `unauthorized` means it is done."""
         ...

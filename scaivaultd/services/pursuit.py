@@ -2,7 +2,8 @@
 
 Every step that asks something of the CA is written down first, or can be found again by asking the
 CA (`docs/architecture.md`, write order). A commit that meets another revision means that somebody
-else has the order now: the attempt ends without a word.
+else has the order now: the attempt ends without a word. The parts of an attempt: `ordering` (steps 2 to 4), this
+module (5 and 6), `harvest` (7), and `failing` for what follows when it does not come to that.
 """
 
 from __future__ import annotations
@@ -15,37 +16,27 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from scaivaultd.acme import issuance, wire, x509
+from scaivaultd.acme import issuance, wire
 from scaivaultd.acme.issuance import AnswerAgain, Download, Finalize, GiveUp, PollOrder, Prove, Read, View
 from scaivaultd.acme.signing import key_authorization_for
-from scaivaultd.api import events
 from scaivaultd.model.errors import (
     BackendRateLimited,
     CaMisbehaved,
     CaRefused,
     CaUnavailable,
-    CertificatePending,
-    Internal,
-    RevisionConflict,
     ScaivaultError,
     Timeout,
 )
 from scaivaultd.model.names import name_set_key
-from scaivaultd.model.resources import Account, Certificate, Challenge, NamePointer, Order, SealedKey, Trouble
-from scaivaultd.model.storage import ABSENT
+from scaivaultd.model.resources import Account, Challenge, Order, Trouble
 from scaivaultd.plugin import ChallengeResponse
-from scaivaultd.services import setbacks
-from scaivaultd.services.documents import (
-    CERTIFICATES,
-    KEYS,
-    NAME_POINTERS,
-    ORDERS,
-    Versioned,
-    digest,
-    name_pointer_id,
-)
-from scaivaultd.services.jobs import side_by_side, unbroken
-from scaivaultd.services.setbacks import Memory
+from scaivaultd.services.breakers import Breakers
+from scaivaultd.services.documents import Versioned, digest
+from scaivaultd.services.failing import Failing, patience_end, require_registered
+from scaivaultd.services.harvest import Harvest
+from scaivaultd.services.jobs import side_by_side
+from scaivaultd.services.order_record import OrderRecord
+from scaivaultd.services.ordering import Ordering
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -56,9 +47,8 @@ if TYPE_CHECKING:
     from scaivaultd.acme.wire import Authorization
     from scaivaultd.model.clock import Clock, Randomness
     from scaivaultd.model.ids import CertificateId, IdMaker, NodeId
-    from scaivaultd.model.storage import Change, OutboxEvent
     from scaivaultd.services.accounts import Accounts
-    from scaivaultd.services.budgets import Budgets
+    from scaivaultd.services.budgets import Budgets, Held
     from scaivaultd.services.ports import CaClient, Fetched, Sealer, Store
     from scaivaultd.services.preflight import Preflight
     from scaivaultd.services.presence import Presence
@@ -74,12 +64,10 @@ LOOK_AGAIN_SECONDS = 2.0
 """The same at a CA that has left a failed challenge pending already."""
 PARK_SECONDS = 60.0
 """A CA that wants a longer pause gets it without the order holding a place in the CA's queue."""
-GRACE_SECONDS = 3.0
+REMEMBERED_SECONDS = 2.0
+"""A pause this long is written down, so that a restart within it does not ask the CA too early."""
+BEGIN_AGAIN_SECONDS = 1.0
 DOUBTS_MAX = 3
-ORPHANS_MAX = 50
-"""How many orders of the account are looked at for one whose newOrder answer was lost."""
-PROCESSING_PATIENCE = timedelta(hours=24)
-"""Some CAs process for hours; an order in that state is kept, never replaced by a new one (RFC 8555 section 7.4)."""
 
 
 class Parked(Exception):
@@ -88,10 +76,6 @@ class Parked(Exception):
     def __init__(self, seconds: float) -> None:
         super().__init__(f"parked for {seconds:.0f} s")
         self.seconds = seconds
-
-
-class Superseded(Exception):
-    """Somebody else changed the order: it is theirs now."""
 
 
 class Tools(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +94,7 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     budgets: Budgets
     preflight: Preflight
     renewals: Signal[CertificateId]
+    breakers: Breakers
     asking: Asking = msgspec.field(default_factory=lambda: Asking())
 
 
@@ -155,11 +140,36 @@ class Place:
             self._places.release()
 
 
+class Pace:
+    """When each resource of the CA may be asked about again: its Retry-After, by URL."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._not_before: dict[str, float] = {}
+
+    def heard(self, fetched: Fetched, *urls: str) -> None:
+        """An answer about these URLs came, with or without a Retry-After. Zero says nothing."""
+        for url in urls:
+            if fetched.retry_after:
+                self._not_before[url] = self._clock.monotonic() + fetched.retry_after
+            else:
+                self._not_before.pop(url, None)
+
+    def wait(self, url: str, seconds: float) -> None:
+        """Do not ask about `url` for so long, whatever else is known."""
+        self._not_before[url] = max(self._not_before.get(url, 0.0), self._clock.monotonic() + seconds)
+
+    def left(self, *urls: str) -> float:
+        """Seconds until all of these may be asked about; 0 when they may be now."""
+        now = self._clock.monotonic()
+        return max((self._not_before.get(url, now) - now for url in urls), default=0.0)
+
+
 class Pursuit:
     """An attempt, from claiming the order to its end or the next setback.
 
-    `order` is always the order as last committed. `run` raises `ScaivaultError` for a setback,
-    `Parked` for a pause, `Superseded` when the order has another owner.
+    `order` is always the order as last committed. `run` raises `ScaivaultError` for a setback, `Parked` for a pause,
+    `Held` when it is not the order's turn, `Superseded` when the order has another owner.
     """
 
     def __init__(
@@ -168,73 +178,51 @@ class Pursuit:
         self._tools = tools
         self._clock = tools.clock
         self._log = tools.log.bind(order_id=order.value.id, attempt=order.value.attempt + 1)
-        self._current = order
+        self._record = OrderRecord(tools.store, order)
         self._account = account
         self._presence = presence
         self._place = place
+        self._failing = Failing(tools, self._record, account, self._log)
         self._acme: CaClient | None = None
         self._view: View | None = None
+        self._pace = Pace(tools.clock)
         self._pause_seconds = FIRST_PAUSE_SECONDS
-        self._retry_after: float | None = None
         self._look_closer_seconds = LOOK_CLOSER_SECONDS
         self._look_closer_at = self._clock.monotonic() + LOOK_CLOSER_SECONDS
         self._doubts = 0
-        self._may_have_asked = False
 
     @property
     def order(self) -> Order:
         """The order as last committed."""
-        return self._current.value
+        return self._record.order
 
     async def run(self) -> None:
         """Pursue the order to `valid` or `invalid`."""
-        _require_registered(self._account)
+        require_registered(self._account)
         self._acme = await self._tools.accounts.client(self._account)
-        await self._claim()
-        self._view = View(order=await self._ca_order(), challenge_type=self.order.challenge_type)
+        ordering = Ordering(self._tools, self._record, self._account, self._acme, self._log)
+        await ordering.claim()
+        self._view = View(order=await self._ca_order(ordering), challenge_type=self.order.challenge_type)
         while await self._take(issuance.next_step(self._view)):
             pass
 
     async def park(self, seconds: float) -> None:
         """Note the pause the CA wants, as far as our patience goes; raises Superseded."""
-        next_try_at = min(self._clock.now() + timedelta(seconds=seconds), _patience_end(self.order))
-        await self._commit(next_try_at=next_try_at)
+        next_try_at = min(self._clock.now() + timedelta(seconds=seconds), patience_end(self.order))
+        await self._record.commit(next_try_at=next_try_at, poll_after=next_try_at)
         self._log.info("order.parked", next_try_at=next_try_at.isoformat())
 
     async def set_back(self, error: ScaivaultError) -> None:
         """Note what went wrong, and when it goes on or that it does not; raises Superseded."""
-        order, now = self.order, self._clock.now()
-        memory = Memory(attempt=order.attempt, misbehaved=order.misbehaved, give_up_at=_patience_end(order))
-        verdict = setbacks.judge(error, memory, now=now, fraction=self._tools.randomness.fraction())
-        needs_person = isinstance(error, CaRefused) and setbacks.needs_person(error)
-        first_time = needs_person and (order.error is None or order.error.acme != verdict.trouble.acme)
-        queued = [events.account_action_required(self._account, order, verdict.trouble, now)] if first_time else []
-        noted: dict[str, Any] = {
-            "error": verdict.trouble,
-            "attempt": verdict.attempt,
-            "misbehaved": verdict.misbehaved,
-            "next_try_at": verdict.next_try_at,
-        }
-        if verdict.next_try_at is None:
-            await self._end(status="invalid", **noted)
-            self._log.error("order.failed", error_code=error.code, detail=error.detail)
-            return
-        if needs_person:
-            # The time somebody takes to act is not the CA's.
-            noted["give_up_at"] = order.give_up_at + (verdict.next_try_at - now)
-        await self._commit((), queued, **noted)
-        self._log.warning(
-            "order.set_back",
-            error_code=error.code,
-            detail=error.detail,
-            next_try_at=verdict.next_try_at.isoformat(),
-        )
+        await self._failing.set_back(error)
 
-    async def _end(self, **fields: Any) -> None:
-        """The last commit of an order without a certificate, with its event."""
-        fields["dns_records"] = self._tools.records.reports(self.order.id) or self.order.dns_records
-        failed = msgspec.structs.replace(self.order, owner=None, **fields)
-        await self._commit((), [events.order_failed(failed, self._clock.now())], owner=None, **fields)
+    async def hold(self, held: Held) -> None:
+        """Note that the order waits for its turn; raises Superseded."""
+        await self._failing.hold(held)
+
+    async def wait_until(self, moment: datetime) -> None:
+        """Note that the account is not to be used before; raises Superseded."""
+        await self._failing.wait_until(moment)
 
     async def _take(self, step: issuance.Step) -> bool:
         """Do one step; False when the order has reached its end."""
@@ -257,109 +245,53 @@ class Pursuit:
                 return False
         return True
 
-    # Write order, steps 2 and 3: the order is ours, and its key exists before anything is asked of the CA.
-    async def _claim(self) -> None:
-        changes: list[Change] = []
-        key_id = self.order.key_id
-        if key_id is None:
-            key_id = self._tools.ids.key()
-            private_key = await asyncio.to_thread(x509.make_key, self.order.key_type)
-            changes.append(
-                KEYS.put(
-                    SealedKey(
-                        id=key_id,
-                        key_type=self.order.key_type,
-                        sealed=self._tools.sealer.seal(private_key, KEYS.key(key_id), "private_key"),
-                        created_at=self._clock.now(),
-                    )
-                )
-            )
-        self._may_have_asked = self.order.asked
-        await self._commit(
-            changes, owner=self._tools.node_id, epoch=self.order.epoch + 1, key_id=key_id, next_try_at=None, asked=True
-        )
-
-    # Step 4: one issuance, one newOrder; a known order is looked at, never made again.
-    async def _ca_order(self) -> wire.Order:
-        if self.order.url is None:
-            async with self._tools.asking.lock(self.order):
-                orphan = await self._orphan() if self._may_have_asked else None
-                return await unbroken(self._new_order(), GRACE_SECONDS) if orphan is None else orphan
+    async def _ca_order(self, ordering: Ordering) -> wire.Order:
+        """The order at the CA: a known one is looked at, never made again."""
+        url = self.order.url
+        if url is None:
+            ca_order, retry_after = await ordering.new_order()
+            if self._account.action is not None:
+                await self._tools.accounts.served(self._account)
+            assert self.order.url is not None
+            self._pace.wait(self.order.url, retry_after or 0.0)
+            return ca_order
+        if self.order.poll_after is not None:
+            self._pace.wait(url, (self.order.poll_after - self._clock.now()).total_seconds())
+        await self._when_allowed(url)
         try:
-            fetched = await self._client.order(self.order.url)
+            fetched = await self._client.order(url)
         except CaRefused as refusal:
             if refusal.problem is None or refusal.problem.status not in (404, 410):
                 raise
-            self._log.warning("order.gone_at_ca", url=self.order.url)
-            await self._forget_ca_order()
+            self._log.warning("order.gone_at_ca", url=url)
+            await self._record.forget_ca_order()
             raise CaMisbehaved("the CA does not know its own order any more; a new one will be made") from refusal
         return self._seen(fetched)
 
-    async def _forget_ca_order(self) -> None:
-        await self._commit(
-            url=None, finalize_url=None, certificate_url=None, challenges=(), status="pending", asked=False
-        )
-
-    async def _new_order(self) -> wire.Order:
-        try:
-            fetched = await self._client.new_order(self.order.identifiers)
-        except CaMisbehaved:
-            raise
-        except CaRefused:
-            # A clear no: there is no order to look for.
-            await self._commit(asked=False)
-            raise
-        if await self._is_held(fetched.url):
-            # Boulder answers with a pending order that is there for the same names: it has one key and one CSR.
-            await self._commit(asked=False)
-            raise CaUnavailable(
-                "the CA wants to finish an order of another request for the same names first; waiting for it"
-            )
-        ca_order = wire.order_from(fetched.body)
-        await self._take_over(fetched.url, ca_order)
-        self._log.info("order.created", url=fetched.url)
-        return ca_order
-
-    async def _is_held(self, url: str) -> bool:
-        """Whether another order of ours has that URL."""
-        found = await ORDERS.page(self._tools.store, where={"url": digest(url)}, cursor=None, limit=2)
-        return any(each.value.id != self.order.id for each in found.items)
-
-    async def _take_over(self, url: str, ca_order: wire.Order) -> None:
-        await self._commit(url=url, finalize_url=ca_order.finalize, expires_at=ca_order.expires)
-
-    async def _orphan(self) -> wire.Order | None:
-        """The order an earlier newOrder left behind, its answer lost; None where the CA lists none for us."""
-        wanted = frozenset((each.type, each.value) for each in self.order.identifiers)
-        for url in (await self._order_urls())[-ORPHANS_MAX:]:
-            # An order that another request of ours has is no orphan.
-            if await self._is_held(url):
-                continue
-            ca_order = wire.order_from((await self._client.order(url)).body)
-            if ca_order.identifiers == wanted and ca_order.status in ("pending", "ready"):
-                await self._take_over(url, ca_order)
-                self._log.info("order.adopted", url=url)
-                return ca_order
-        return None
-
-    async def _order_urls(self) -> Sequence[str]:
-        try:
-            return await self._client.order_urls()
-        except CaRefused as refusal:
-            # The list is optional, and absent in many ways: asking anew leaves one order behind at the most.
-            self._log.debug("order.list_refused", detail=refusal.detail)
-            return ()
-
     def _seen(self, fetched: Fetched) -> wire.Order:
-        self._retry_after = fetched.retry_after
+        assert self.order.url is not None
+        self._pace.heard(fetched, self.order.url)
         return wire.order_from(fetched.body)
 
     async def _refresh(self) -> None:
         assert self.order.url is not None
+        await self._when_allowed(self.order.url)
         seen = self._seen(await self._client.order(self.order.url))
         if seen.status != self._state.order.status:
             self._pause_seconds = FIRST_PAUSE_SECONDS
         self._look(order=seen)
+
+    async def _when_allowed(self, *urls: str) -> None:
+        """Wait for the CA's Retry-After of these; what takes long is waited for without a place."""
+        if (left := self._pace.left(*urls)) > 0:
+            await self._sleep(left)
+
+    async def _sleep(self, seconds: float) -> None:
+        if seconds > PARK_SECONDS:
+            raise Parked(seconds)
+        if seconds >= REMEMBERED_SECONDS:
+            await self._record.commit(poll_after=self._clock.now() + timedelta(seconds=seconds))
+        await self._clock.sleep(seconds)
 
     async def _read(self, urls: Sequence[str]) -> None:
         settled = self._state.order.status == "invalid"
@@ -368,7 +300,10 @@ class Pursuit:
         self._look(authorizations=(*kept, *read), settled=settled)
 
     async def _authorization(self, url: str) -> Authorization:
-        return wire.authorization_from((await self._client.authorization(url)).body, url)
+        await self._when_allowed(url)
+        fetched = await self._client.authorization(url)
+        self._pace.heard(fetched, url)
+        return wire.authorization_from(fetched.body, url)
 
     # Step 5: what will be answered is written down before it is presented, presented before it is answered.
     async def _prove(self, challenges: Sequence[wire.Challenge], identifiers: Sequence[str]) -> None:
@@ -392,15 +327,21 @@ class Pursuit:
     async def _present(self, responses: Mapping[str, ChallengeResponse]) -> None:
         if not self._presence.may_wait:
             await self._presence.present(responses)
+            await self._look_at_ourselves(responses)
             return
         async with self._place.given_up():
             await self._presence.present(responses)
         # What the name servers said stays in the order, whatever becomes of this process.
         if (reports := self._tools.records.reports(self.order.id)) != self.order.dns_records:
-            await self._commit(dns_records=reports)
+            await self._record.commit(dns_records=reports)
+        await self._look_at_ourselves(responses)
+
+    async def _look_at_ourselves(self, responses: Mapping[str, ChallengeResponse]) -> None:
+        if verdicts := await self._tools.preflight.before_answer(self.order, responses):
+            await self._record.commit(preflight=(*self.order.preflight, *verdicts))
 
     async def _journal(self, challenges: Sequence[wire.Challenge], responses: Mapping[str, ChallengeResponse]) -> None:
-        known = {each.url for each in self.order.challenges}
+        known = {each.url: each for each in self.order.challenges}
         new = tuple(
             Challenge(
                 identifier=responses[each.url].identifier,
@@ -411,10 +352,13 @@ class Pursuit:
                 key_authorization=responses[each.url].key_authorization,
             )
             for each in challenges
-            if each.url not in known
+            if each.url not in known or known[each.url].key_authorization != responses[each.url].key_authorization
         )
         if new:
-            await self._commit(challenges=(*self.order.challenges, *new))
+            # Another account key makes other key authorizations of the same tokens (RFC 8555 section 8.1).
+            replaced = {each.url for each in new}
+            kept = (each for each in self.order.challenges if each.url not in replaced)
+            await self._record.commit(challenges=(*kept, *new))
 
     async def _respond(self, challenges: Sequence[wire.Challenge]) -> None:
         answered = await side_by_side([self._respond_to(challenge) for challenge in challenges])
@@ -445,23 +389,37 @@ class Pursuit:
                 raise
             self._log.debug("challenge.decided_meanwhile", detail=refusal.detail)
             return now
-        self._retry_after = max(filter(None, (self._retry_after, fetched.retry_after)), default=None)
+        # It speaks of the challenge, which is seen in its authorization and decides the order.
+        if fetched.retry_after:
+            for url in (self._authorization_of(challenge), self.order.url):
+                if url is not None:
+                    self._pace.wait(url, fetched.retry_after)
         return wire.challenge_from(fetched.body) or challenge
 
     async def _challenge_now(self, challenge: wire.Challenge) -> wire.Challenge:
-        for authorization in self._state.authorizations:
-            if any(each.url == challenge.url for each in authorization.challenges):
-                seen = await self._authorization(authorization.url)
-                return next((each for each in seen.challenges if each.url == challenge.url), challenge)
-        return challenge
+        url = self._authorization_of(challenge)
+        if url is None:
+            return challenge
+        seen = await self._authorization(url)
+        return next((each for each in seen.challenges if each.url == challenge.url), challenge)
+
+    def _authorization_of(self, challenge: wire.Challenge) -> str | None:
+        return next(
+            (
+                each.url
+                for each in self._state.authorizations
+                if any(offered.url == challenge.url for offered in each.challenges)
+            ),
+            None,
+        )
 
     async def _poll(self) -> None:
-        if self._clock.now() >= _patience_end(self.order):
+        if self._clock.now() >= patience_end(self.order):
             raise Timeout(await self._what_it_waits_for())
         await self._pause()
         await self._refresh()
         if self._state.order.status in ("ready", "processing") and self.order.status != self._state.order.status:
-            await self._commit(status=self._state.order.status)
+            await self._record.commit(status=self._state.order.status)
         if self._state.order.status == "pending" and self._clock.monotonic() >= self._look_closer_at:
             await self._look_closer()
 
@@ -485,20 +443,18 @@ class Pursuit:
         return "; ".join([f"the CA still shows the order as {status}, and no patience is left", *seen[:3]])
 
     async def _pause(self) -> None:
-        # The CA's Retry-After beats our own pace; never ask earlier. Zero says nothing.
-        wanted = self._retry_after or self._pause_seconds
-        self._retry_after = None
-        if wanted > PARK_SECONDS:
-            raise Parked(wanted)
+        # The CA's Retry-After beats our own pace; never ask earlier.
+        assert self.order.url is not None
+        wanted = self._pace.left(self.order.url) or self._pause_seconds
         self._pause_seconds = min(self._pause_seconds * 1.8, LONGEST_PAUSE_SECONDS)
-        await self._clock.sleep(wanted)
+        await self._sleep(wanted)
 
     # Step 6: the CSR of the stored key; after any doubt the order is read, and decides.
     async def _finalize(self) -> None:
         url = self._state.order.finalize or self.order.finalize_url
         if url is None:
             raise CaMisbehaved("the CA's order has no finalize URL")
-        csr = x509.csr_der(await self._private_key(), self.order.identifiers)
+        csr = await self._harvest.csr()
         try:
             self._look(order=self._seen(await self._client.finalize(url, csr)))
             if self._state.order.status == "ready":
@@ -511,7 +467,7 @@ class Pursuit:
             await self._doubt(refusal)
         self._pause_seconds = FIRST_PAUSE_SECONDS
         if self._state.order.status == "processing" and self.order.status != "processing":
-            await self._commit(status="processing")
+            await self._record.commit(status="processing")
 
     async def _doubt(self, error: CaRefused | CaUnavailable) -> None:
         self._doubts += 1
@@ -521,98 +477,35 @@ class Pursuit:
         await self._clock.sleep(self._pause_seconds * (1 + self._tools.randomness.fraction()))
         await self._refresh()
 
-    async def _private_key(self) -> bytes:
-        key_id = self.order.key_id
-        stored = await KEYS.get(self._tools.store, key_id) if key_id else None
-        if key_id is None or stored is None:
-            raise Internal(f"the private key of order {self.order.id} is missing from the store")
-        return self._tools.sealer.open(stored.value.sealed, KEYS.key(key_id), "private_key")
-
-    # Step 7: judged, then certificate, name pointer, order and event in one commit.
     async def _download(self, url: str) -> None:
-        if self.order.certificate_url is None:
-            await self._commit(certificate_url=url, status="processing")
-        body = await self._certificate_body(url)
-        now = self._clock.now()
-        chain = x509.check_chain(body, await self._private_key(), self.order.identifiers, now)
-        if not chain.has_authority_key_identifier:
-            self._log.warning("certificate.no_authority_key_identifier", serial_number=chain.serial_number)
-        certificate = self._certificate(chain)
-        await self._store_certificate(certificate)
+        certificate = await self._harvest.download(url, self._final_challenges("valid"))
+        self._tools.budgets.left(self.order.id)
+        self._tools.breakers.worked(self._account.id)
+        self._tools.renewals.tell(certificate.id)
         self._log.info(
-            "certificate.issued",
+            "certificate.issued" if certificate.version == 1 else "certificate.renewed",
             certificate_id=certificate.id,
+            version=certificate.version,
             names=[str(each) for each in certificate.identifiers],
             serial_number=certificate.serial_number,
             not_after=certificate.not_after.isoformat(),
         )
 
-    async def _certificate_body(self, url: str) -> bytes:
-        for pause in (0.2, 0.5, 1.0, 2.0):
-            try:
-                return await self._client.certificate(url)
-            except CertificatePending:
-                # The URL may lag behind the order's state.
-                self._log.debug("certificate.not_there_yet")
-                await self._clock.sleep(pause)
-        return await self._client.certificate(url)
-
-    def _certificate(self, chain: x509.Chain) -> Certificate:
-        assert self.order.key_id is not None
-        return Certificate(
-            id=self._tools.ids.certificate(),
-            order_id=self.order.id,
-            account_id=self.order.account_id,
-            identifiers=self.order.identifiers,
-            challenge_type=self.order.challenge_type,
-            key_type=self.order.key_type,
-            key_id=self.order.key_id,
-            version=1,
-            status="valid",
-            auto_renew=self.order.auto_renew,
-            serial_number=chain.serial_number,
-            fingerprint_sha256=chain.fingerprint_sha256,
-            issuer=chain.issuer,
-            not_before=chain.not_before,
-            not_after=chain.not_after,
-            chain_pem=chain.pem,
-            created_at=self._clock.now(),
-        )
-
-    async def _store_certificate(self, certificate: Certificate) -> None:
-        pointer_id = name_pointer_id(certificate.identifiers, certificate.key_type)
-        pointer = NamePointer(certificate_id=certificate.id, version=certificate.version)
-        while True:
-            held = await NAME_POINTERS.get(self._tools.store, pointer_id)
-            revision = ABSENT if held is None else held.revision
-            try:
-                await self._commit(
-                    [CERTIFICATES.put(certificate), NAME_POINTERS.put_at(pointer_id, pointer, revision)],
-                    [events.certificate_issued(certificate, self.order, self._clock.now())],
-                    status="valid",
-                    owner=None,
-                    certificate_id=certificate.id,
-                    not_after=certificate.not_after,
-                    error=None,
-                    challenges=self._final_challenges("valid"),
-                )
-                return
-            except RevisionConflict as conflict:
-                if conflict.key != NAME_POINTERS.key(pointer_id):
-                    raise
-                # Another order for the same names was faster by a moment: the pointer moves on to ours.
+    @property
+    def _harvest(self) -> Harvest:
+        return Harvest(self._tools, self._record, self._account, self._client, self._log)
 
     async def _give_up(self, trouble: Trouble) -> None:
         if trouble.identifiers and self._presence.was_away and not any(self._state.responses.values()):
             await self._begin_again(trouble)
-        await self._end(status="invalid", error=trouble, next_try_at=None, challenges=self._final_challenges("invalid"))
-        self._log.error("order.failed", error_code=trouble.code, detail=trouble.detail)
+        await self._failing.give_up(trouble, challenges=self._final_challenges("invalid"))
 
     async def _begin_again(self, trouble: Trouble) -> None:
         """The CA looked while we were down: that says nothing about the names, so they get a new order."""
         self._presence.was_away = False
-        await self._forget_ca_order()
-        raise CaUnavailable(f"the CA validated while the daemon was restarting ({trouble.detail}); trying anew")
+        await self._record.forget_ca_order()
+        self._log.warning("order.begun_again", detail=f"the CA validated during a restart: {trouble.detail}")
+        raise Parked(BEGIN_AGAIN_SECONDS)
 
     def _final_challenges(self, fallback: str) -> tuple[Challenge, ...]:
         """The journalled challenges with the state the CA showed last; decided ones never look pending."""
@@ -635,32 +528,6 @@ class Pursuit:
 
     def _look(self, **changes: Any) -> None:
         self._view = msgspec.structs.replace(self._state, **changes)
-
-    async def _commit(self, changes: Sequence[Change] = (), queued: Sequence[OutboxEvent] = (), **fields: Any) -> None:
-        order = msgspec.structs.replace(self.order, **fields)
-        key = ORDERS.key(order.id)
-        try:
-            revisions = await self._tools.store.commit([*changes, ORDERS.put(order, self._current.revision)], queued)
-        except RevisionConflict as conflict:
-            if conflict.key == key:
-                raise Superseded from conflict
-            raise
-        self._current = Versioned(order, revisions[key])
-
-
-def _patience_end(order: Order) -> datetime:
-    # Only while the CA itself is at work: one that has finished and does not hand out the certificate is not.
-    at_work = order.status == "processing" and order.certificate_url is None
-    return order.created_at + PROCESSING_PATIENCE if at_work else order.give_up_at
-
-
-def _require_registered(account: Account) -> None:
-    if account.status == "pending":
-        raise CaUnavailable(f"account {account.id} is not registered at its CA yet")
-    if account.status != "valid":
-        why = f": {account.error.detail}" if account.error else ""
-        problem = account.error.acme if account.error else None
-        raise CaRefused(f"account {account.id} is {account.status}{why}", problem)
 
 
 def _with_challenges(

@@ -1,11 +1,17 @@
-"""The scheduler: every certificate in one heap, by the moment at which somebody has to look at it."""
+"""Renewing by request, and the way into the room that renews by itself."""
 
 from __future__ import annotations
 
-import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from scaivaultd.model.errors import Internal
+import msgspec
+
+from scaivaultd.model.errors import NotFound, ScaivaultError, StorageUnavailable
+from scaivaultd.model.ids import CertificateId
+from scaivaultd.services import renewals
+from scaivaultd.services.renewal_changes import Draft, change
+from scaivaultd.services.renewal_room import RenewalRoom
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -13,8 +19,8 @@ if TYPE_CHECKING:
     from scaivaultd.api import messages as m
     from scaivaultd.api.commands import RequestContext
     from scaivaultd.model.clock import Clock, Randomness
-    from scaivaultd.model.ids import BulkRenewalId, CertificateId
-    from scaivaultd.model.resources import OrderCause
+    from scaivaultd.model.ids import BulkRenewalId, OrderId
+    from scaivaultd.model.resources import OrderCause, Renewal
     from scaivaultd.services.accounts import Accounts
     from scaivaultd.services.issuing import Issuing
     from scaivaultd.services.ports import Store
@@ -35,29 +41,115 @@ class Renewing:
         renewals_per_ca: int,
     ) -> None:
         self._store = store
-        self._accounts = accounts
         self._issuing = issuing
-        self._clock = clock
-        self._randomness = randomness
-        self._log = log
-        self._renewals_per_ca = renewals_per_ca
+        self._room = RenewalRoom(
+            store=store,
+            accounts=accounts,
+            issuing=issuing,
+            clock=clock,
+            randomness=randomness,
+            log=log,
+            renewals_per_ca=renewals_per_ca,
+        )
+
+    @property
+    def next_look_at(self) -> float | None:
+        """When a certificate is to be looked at next (Unix time); None when none ever is."""
+        return self._room.next_look_at
 
     async def renew(self, request: m.RenewCertificate, context: RequestContext) -> m.OrderReply:
         """Handle `pki.certificates.renew`."""
-        raise Internal("not built yet")
+        certificate_id = CertificateId(request.id)
+        try:
+            order_id = await self._order_under_way(certificate_id) or await self._order(certificate_id)
+        finally:
+            self.changed(certificate_id)
+        return await self._issuing.shown(order_id, request.wait_seconds)
 
     async def ask_for(
         self, certificate_id: CertificateId, cause: OrderCause, bulk_id: BulkRenewalId | None = None
     ) -> None:
-        """Have a certificate renewed at once, in its turn; raises NotFound."""
-        raise Internal("not built yet")
+        """Have a certificate renewed at once, in its turn; raises NotFound.
+
+        Where an order is under way already there is nothing to do.
+        """
+        await self._ask_for(certificate_id, cause, bulk_id)
+        self.changed(certificate_id)
 
     def changed(self, certificate_id: CertificateId) -> None:
         """Look at a certificate's `Renewal` again: somebody has committed a change to it. Never blocks."""
+        self._room.changed(certificate_id)
 
     async def resume(self) -> None:
         """Put every certificate into the heap; makes the `Renewal` of certificates that have none yet."""
+        await self._room.resume()
 
     async def run(self) -> None:
         """Look after all certificates until cancelled."""
-        await asyncio.Event().wait()
+        await self._room.run()
+
+    async def _order_under_way(self, certificate_id: CertificateId) -> OrderId | None:
+        """The order that makes the next version already, from now on without the pauses of its failures."""
+
+        async def draft(renewal: Renewal) -> Draft | None:
+            if renewal.order_id is None:
+                return None
+            hurried = msgspec.structs.replace(renewal, attempt=0, next_try_at=None, error=None)
+            return None if hurried == renewal else Draft(renewal=hurried)
+
+        renewal = _required(await change(self._store, certificate_id, draft), certificate_id)
+        if renewal.order_id is not None:
+            self._issuing.hurry(renewal.order_id)
+        return renewal.order_id
+
+    async def _order(self, certificate_id: CertificateId) -> OrderId:
+        """A new order. The wish is written down first, and taken back if no order can be made."""
+        before = await self._ask_for(certificate_id, "request")
+        try:
+            order = await self._issuing.renew(certificate_id, "request")
+        except ScaivaultError:
+            with suppress(StorageUnavailable):
+                await self._take_back(before)
+            raise
+        return order.id
+
+    async def _ask_for(
+        self, certificate_id: CertificateId, cause: OrderCause, bulk_id: BulkRenewalId | None = None
+    ) -> Renewal:
+        """Note that somebody wants it renewed; returns the document as it was before."""
+        before: Renewal | None = None
+
+        async def draft(renewal: Renewal) -> Draft | None:
+            nonlocal before
+            before = renewal
+            if renewal.order_id is not None:
+                return None
+            return Draft(renewal=renewals.asked_for(renewal, cause, bulk_id))
+
+        await change(self._store, certificate_id, draft)
+        return _required(before, certificate_id)
+
+    async def _take_back(self, before: Renewal) -> None:
+        async def draft(renewal: Renewal) -> Draft | None:
+            if renewal.version != before.version or renewal.order_id is not None:
+                return None
+            return Draft(
+                renewal=msgspec.structs.replace(
+                    renewal,
+                    is_due=before.is_due,
+                    is_stopped=before.is_stopped,
+                    cause=before.cause,
+                    bulk_id=before.bulk_id,
+                    attempt=before.attempt,
+                    next_try_at=before.next_try_at,
+                    error=before.error,
+                )
+            )
+
+        await change(self._store, before.certificate_id, draft)
+
+
+def _required(renewal: Renewal | None, certificate_id: CertificateId) -> Renewal:
+    if renewal is None:
+        raise NotFound(f"there is no certificate {certificate_id[:100]!r}")
+    return renewal

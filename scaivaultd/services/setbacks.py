@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from scaivaultd.acme.causes import is_paused
 from scaivaultd.model.errors import (
     BackendRateLimited,
     CaMisbehaved,
@@ -16,6 +17,7 @@ from scaivaultd.model.errors import (
     DnsPropagationTimeout,
     DnsProviderError,
     Internal,
+    PreflightFailed,
     ScaivaultError,
 )
 from scaivaultd.model.resources import IdentifierTrouble, Trouble
@@ -54,7 +56,7 @@ def judge(error: ScaivaultError, memory: Memory, *, now: datetime, fraction: flo
     next_try_at: datetime | None = None
     pause = _pause(error, attempt)
     if isinstance(error, CaRefused) and needs_person(error):
-        # Nothing is wrong with the order: it goes on by itself when somebody has acted, however late.
+        # Nothing is wrong with what was asked: it goes on by itself when somebody has acted, however late.
         return Verdict(
             trouble=trouble_of(error, now + timedelta(seconds=pause)),
             attempt=attempt,
@@ -62,7 +64,7 @@ def judge(error: ScaivaultError, memory: Memory, *, now: datetime, fraction: flo
             next_try_at=now + timedelta(seconds=pause),
         )
     # A CA that names a time beyond our patience has said no; the jitter is ours and does not count.
-    if _may_retry(error, misbehaved) and now + timedelta(seconds=pause) <= memory.give_up_at:
+    if may_go_on(error, misbehaved) and now + timedelta(seconds=pause) <= memory.give_up_at:
         next_try_at = now + timedelta(seconds=pause + fraction * min(pause / 4, _JITTER_MAX_SECONDS))
     return Verdict(
         trouble=trouble_of(error, next_try_at),
@@ -100,15 +102,18 @@ def _identifiers(error: ScaivaultError) -> tuple[IdentifierTrouble, ...]:
     return (IdentifierTrouble(identifier=error.identifier, type=error.code, detail=error.detail, servers=servers),)
 
 
-def _may_retry(error: ScaivaultError, misbehaved: int) -> bool:
+def may_go_on(error: ScaivaultError, misbehaved: int) -> bool:
+    """Whether the same order may still bring a certificate; `misbehaved` includes this error."""
     match error:
+        case CaRefused(problem=problem) if problem is not None and is_paused(problem):
+            return False
         case CaMisbehaved() | Internal():
             return misbehaved < MISBEHAVED_MAX
         case DnsError():
             return error.reason == "unreachable"
         case DnsProviderError():
             return not error.is_final
-        case ChallengeFailed():
+        case ChallengeFailed() | PreflightFailed():
             return error.may_pass
         case _:
             return error.retryable

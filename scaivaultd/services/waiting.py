@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
 from scaivaultd.model.errors import NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from datetime import datetime
 
     from scaivaultd.model.clock import Clock
@@ -24,10 +24,27 @@ V = TypeVar("V")
 LOOK_AT_THE_CLOCK_SECONDS = 60.0
 
 
-async def sleep_until(clock: Clock, moment: datetime) -> None:
-    """Sleep until a moment of the wall clock, in steps: it may be set, and the machine may have slept too."""
-    while (left := (moment - clock.now()).total_seconds()) > 0:
-        await clock.sleep(min(left, LOOK_AT_THE_CLOCK_SECONDS))
+async def sleep_until(clock: Clock, moment: datetime, hurry: asyncio.Event | None = None) -> None:
+    """Sleep until a moment of the wall clock, in steps: it may be set, and the machine may have slept too.
+
+    Ends earlier once `hurry` is set.
+    """
+    while (left := (moment - clock.now()).total_seconds()) > 0 and not (hurry and hurry.is_set()):
+        sleep = clock.sleep(min(left, LOOK_AT_THE_CLOCK_SECONDS))
+        if hurry is None:
+            await sleep
+        else:
+            await _first_of(sleep, hurry.wait())
+
+
+async def _first_of(*waits: Coroutine[Any, Any, Any]) -> None:
+    tasks = [asyncio.ensure_future(each) for each in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Signal(Generic[V]):

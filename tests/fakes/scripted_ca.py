@@ -332,6 +332,9 @@ class ScriptedClient:
     async def update_contacts(self, contacts: Sequence[str]) -> Fetched:
         return await self._updated("update_contacts", {"status": "valid", "contact": list(contacts)})
 
+    async def agree_to_terms(self) -> Fetched:
+        return await self._updated("agree_to_terms", {"status": "valid"})
+
     async def deactivate_account(self) -> Fetched:
         return await self._updated("deactivate_account", {"status": "deactivated"})
 

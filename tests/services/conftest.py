@@ -51,6 +51,7 @@ from scaivaultd.plugin import (
 )
 from scaivaultd.services.account_care import AccountCare
 from scaivaultd.services.accounts import Accounts
+from scaivaultd.services.breakers import Breakers
 from scaivaultd.services.budgets import Budgets
 from scaivaultd.services.bulk_renewals import BulkRenewals
 from scaivaultd.services.certificates import Certificates
@@ -290,6 +291,7 @@ class World:
             budgets=self.budgets,
             preflight=self.preflight,
             renewals=Signal(),
+            breakers=Breakers(self.clock),
         )
         self.issuing = Issuing(
             self.tools,
@@ -311,7 +313,12 @@ class World:
         )
         self.tools.renewals.subscribe(self.renewing.changed)
         self.updating = Updating(
-            self.tools, issuing=self.issuing, renewing=self.renewing, certificates=self.certificate_service
+            self.tools,
+            issuing=self.issuing,
+            renewing=self.renewing,
+            certificates=self.certificate_service,
+            providers=self.providers,
+            waiting=self.waiting,
         )
         self.bulk_renewals = BulkRenewals(
             store=self.store, renewing=self.renewing, ids=self.ids, clock=self.clock, log=self.log
@@ -356,12 +363,17 @@ class World:
         reply = await self.accounts.create(request, context())
         return AccountId(reply.id)
 
-    async def order(self, *domains: str, account_id: str | None = None, key: str | None = None) -> OrderId:
+    async def order(
+        self, *domains: str, account_id: str | None = None, key: str | None = None, **members: Any
+    ) -> OrderId:
         """Have an order accepted; it is under way when this returns."""
-        account_id = account_id or await self.account()
-        request = m.Issue(
-            account_id=account_id, domains=list(domains or ["a.example.test"]), challenge_type="http-01", wait_seconds=0
-        )
+        asked = {
+            "account_id": account_id or await self.account(),
+            "domains": list(domains or ["a.example.test"]),
+            "challenge_type": "http-01",
+            "wait_seconds": 0,
+        }
+        request = m.Issue(**{**asked, **members})
         reply = await self.issuing.issue(request, context(key))
         return OrderId(reply.order_id)
 

@@ -13,6 +13,7 @@ import structlog
 from scaivaultd.api import messages as m
 from scaivaultd.api.commands import RequestContext
 from scaivaultd.model.errors import (
+    AccountUnusable,
     BackendRateLimited,
     CaMisbehaved,
     CaUnavailable,
@@ -177,10 +178,17 @@ class TestAccepting:
             await world.order("b.example.test", account_id=account_id, key="k")
         await world.idle()
 
-    async def test_without_a_key_each_request_is_a_new_order(self, world: Any) -> None:
-        """Nobody guesses that two requests were meant as one."""
+    async def test_the_same_request_while_one_is_under_way_is_the_same_order(self, world: Any) -> None:
+        """A caller that asks again, or ten of them at once, get one certificate and spend one order at the CA."""
         account_id = await world.account()
-        assert await world.order(account_id=account_id) != await world.order(account_id=account_id)
+        orders = await asyncio.gather(*(world.order(account_id=account_id, key=key) for key in (None, "a", "b", None)))
+        other = await world.order(account_id=account_id, key_type="ec-p384")
+        assert len(set(orders)) == 1
+        assert other not in orders
+        await world.idle()
+        assert len(world.ca.orders) == 2
+        assert await world.order(account_id=account_id, key="a") == orders[0]
+        assert await world.order(account_id=account_id) not in orders
         await world.idle()
 
     @pytest.mark.parametrize(
@@ -273,7 +281,7 @@ class TestRefusedByTheCa:
         assert order.status == "invalid"
         assert (await world.shown_account(account_id)).status == "deactivated"
         assert sorted(await world.event_types()) == ["account.created", "account.deactivated", "order.failed"]
-        with pytest.raises(Conflict):
+        with pytest.raises(AccountUnusable):
             await world.order(account_id=account_id)
 
 
@@ -634,7 +642,7 @@ class TestOrphans:
         async with asyncio.timeout(10):
             await reached.wait()
         world.ca.script["new_order"].append(CaUnavailable("reset"))
-        second = await world.order("a.example.test", account_id=account_id)
+        second = await world.order("a.example.test", account_id=account_id, auto_renew=False)
         async with asyncio.timeout(10):
             while (await world.shown(second)).status != "valid":  # noqa: ASYNC110 - as a caller does
                 await asyncio.sleep(0)
@@ -657,7 +665,7 @@ class TestOrphans:
                     await go_on.wait()
 
         first = await world.order("a.example.test", account_id=account_id)
-        second = await world.order("a.example.test", account_id=account_id)
+        second = await world.order("a.example.test", account_id=account_id, auto_renew=False)
         world.store.before_commit = wait_before_the_second_url
         async with asyncio.timeout(10):
             await made.wait()

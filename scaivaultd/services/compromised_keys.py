@@ -1,0 +1,45 @@
+"""Keys that must never be certified again, known by their public half."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from cryptography import x509 as cryptography_x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from scaivaultd.acme import x509
+from scaivaultd.model.resources import CompromisedKey
+from scaivaultd.services.documents import COMPROMISED_KEYS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from scaivaultd.model.ids import CertificateId
+    from scaivaultd.model.storage import Put
+    from scaivaultd.services.ports import Store
+
+
+async def is_compromised(store: Store, spki_sha256: str) -> bool:
+    """Whether somebody has said that this key is in wrong hands.
+
+    Args:
+        store: Where it would be written down.
+        spki_sha256: SHA-256 of the key's SubjectPublicKeyInfo in DER, in lower-case hexadecimal.
+    """
+    return await COMPROMISED_KEYS.get(store, spki_sha256) is not None
+
+
+def spki_sha256_in(chain_pem: str) -> str:
+    """That digest for the leaf of a stored chain."""
+    leaf = cryptography_x509.load_pem_x509_certificate(x509.split_chain(chain_pem)[0].encode())
+    return hashlib.sha256(leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+async def marks_for(store: Store, chain_pem: str, certificate_id: CertificateId, now: datetime) -> Sequence[Put]:
+    """The change that marks the key of a stored chain; none if it is marked already."""
+    spki_sha256 = spki_sha256_in(chain_pem)
+    if await is_compromised(store, spki_sha256):
+        return ()
+    return (COMPROMISED_KEYS.put(CompromisedKey(spki_sha256=spki_sha256, certificate_id=certificate_id, at=now)),)

@@ -1,0 +1,116 @@
+"""Renewing one certificate that is due, and what is noted when not even an order could be made."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from scaivaultd.acme import causes
+from scaivaultd.acme import renewal as rules
+from scaivaultd.api import events
+from scaivaultd.model.errors import NotFound, RateLimited, ScaivaultError, StorageUnavailable
+from scaivaultd.services import renewals
+from scaivaultd.services.documents import RENEWALS
+from scaivaultd.services.renewal_changes import Draft, as_of, certificate_of, change
+from scaivaultd.services.setbacks import trouble_of
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from structlog.typing import FilteringBoundLogger
+
+    from scaivaultd.model.clock import Clock, Randomness
+    from scaivaultd.model.ids import CertificateId
+    from scaivaultd.model.resources import OrderCause, Renewal, Trouble
+    from scaivaultd.services.issuing import Issuing
+    from scaivaultd.services.ports import Store
+
+REST_SECONDS = 1800.0
+"""No order holds a place for longer; some CAs process for hours."""
+
+
+class RenewalOrders:
+    """Makes the orders of certificates that are due."""
+
+    def __init__(
+        self, store: Store, issuing: Issuing, clock: Clock, randomness: Randomness, log: FilteringBoundLogger
+    ) -> None:
+        self._store = store
+        self._issuing = issuing
+        self._clock = clock
+        self._randomness = randomness
+        self._log = log
+
+    async def renew(self, certificate_id: CertificateId) -> None:
+        """Renew a certificate if it still is due, and return when its order has ended or pauses.
+
+        Raises:
+            NotFound: there is no such certificate.
+            StorageUnavailable: nothing was done.
+        """
+        found = await RENEWALS.get(self._store, certificate_id)
+        if found is None:
+            raise NotFound(f"there is no renewal of {certificate_id}")
+        now = self._clock.now()
+        renewal = as_of(found.value, now)
+        due_at = renewals.due_at(renewal, now)
+        if due_at is None or due_at > now:
+            return
+        try:
+            order = await self._issuing.renew(certificate_id, cause_for(renewal), bulk_id=renewal.bulk_id)
+        except (NotFound, StorageUnavailable):
+            raise
+        except ScaivaultError as error:
+            await self._set_back(certificate_id, error)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REST_SECONDS):
+                await self._issuing.rest(order.id)
+
+    async def _set_back(self, certificate_id: CertificateId, error: ScaivaultError) -> None:
+        """No order could be made: note why and when it is tried again, and tell a person who has to act, once."""
+        fraction = self._randomness.fraction()
+
+        async def draft(renewal: Renewal) -> Draft | None:
+            if renewal.order_id is not None:
+                return None  # somebody else could make one meanwhile
+            now = self._clock.now()
+            trouble = _trouble(error, renewal, now, fraction)
+            changed = renewals.set_back(renewal, trouble, trouble.retry_at, goes_on=False)
+            if trouble.kind == "transient" or _is_known(renewal, trouble):
+                return Draft(renewal=changed)
+            certificate = (await certificate_of(self._store, renewal)).value
+            return Draft(renewal=changed, events=(events.certificate_renewal_blocked(certificate, trouble, now),))
+
+        await change(self._store, certificate_id, draft)
+        self._log.warning("renewal.not_ordered", certificate_id=certificate_id, code=error.code, detail=error.detail)
+
+
+def cause_for(renewal: Renewal) -> OrderCause:
+    """Why a certificate that is due is renewed."""
+    if renewal.is_due:
+        return renewal.cause or "request"
+    if renewal.point is not None and renewals.moment_of(renewal) == renewal.point.moment:
+        return "ari"
+    return "schedule"
+
+
+def _trouble(error: ScaivaultError, renewal: Renewal, now: datetime, fraction: float) -> Trouble:
+    cause = causes.cause_of(error)
+    next_try_at = rules.next_attempt(
+        renewal.attempt + 1,
+        cause.kind,
+        retry_at=now + timedelta(seconds=error.retry_after) if isinstance(error, RateLimited) else None,
+        not_after=renewal.not_after,
+        lifetime=renewal.not_after - renewal.not_before,
+        now=now,
+        fraction=fraction,
+    )
+    return causes.judged(trouble_of(error, next_try_at), cause)
+
+
+def _is_known(renewal: Renewal, trouble: Trouble) -> bool:
+    known = renewal.error
+    return known is not None and (known.code, known.detail) == (trouble.code, trouble.detail)
