@@ -20,6 +20,7 @@ from scaivaultd.settings_check import Finding, findings
 from scaivaultd.settings_locator import Key, dotted, line_of, lines_of
 from scaivaultd.settings_values import (
     HostPort,
+    HttpsUrl,
     Label,
     ListenAddress,
     MasterKeySource,
@@ -32,7 +33,7 @@ from scaivaultd.settings_values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 _SYNTAX_PLACE = re.compile(r" \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
 
@@ -148,18 +149,15 @@ class AcmeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(ge=10, le=2_592_000, description="How long an order may take before it has failed, retries included."),
     ] = 3600.0
     zerossl_api: Annotated[
-        str,
-        Meta(
-            pattern=r"^https://[^\s/?#@]+$",
-            description="Where external account bindings for ZeroSSL are fetched; for tests and proxies.",
-        ),
-    ] = "https://api.zerossl.com"
+        HttpsUrl,
+        Meta(description="Where external account bindings for ZeroSSL are fetched; for tests and proxies."),
+    ] = HttpsUrl("https://api.zerossl.com")
 
 
 class RateLimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The rate limits of a CA that publishes none we know, or has agreed to others."""
 
-    directory_url: Annotated[str, Meta(min_length=1, description="The CA's directory, exactly as accounts have it.")]
+    directory_url: Annotated[HttpsUrl, Meta(description="The CA's directory, exactly as accounts have it; unique.")]
     rules: Annotated[
         tuple[Rule, ...],
         Meta(description="All its limits, in place of those we know; see docs/how-to/rate-limits.md. Empty: none."),
@@ -391,7 +389,9 @@ def _contradictions(table: Mapping[str, object], found: Sequence[Finding]) -> It
         for name, section in table.items()
         if isinstance(section, dict)
     }
-    yield from _repeated_names(table.get("dns_provider"))
+    yield from _repeated(table, "dns_provider", "name")
+    yield from _repeated(table, "rate_limits", "directory_url")
+    yield from _rules_for_the_same(table.get("rate_limits"), faulty)
     if faulty.isdisjoint({("nats", "subject_root"), ("nats", "events_root")}):
         yield from _overlapping_roots(_section(NatsSettings, sound, "nats"), sound)
     if faulty.isdisjoint({("http01", "listen"), ("tlsalpn01", "listen")}):
@@ -406,12 +406,32 @@ def _contradictions(table: Mapping[str, object], found: Sequence[Finding]) -> It
         yield from _own_upstream("tlsalpn01", _section(TlsAlpn01Settings, sound, "tlsalpn01"))
 
 
-def _repeated_names(tables: object) -> Iterator[Finding]:
+def _repeated(table: Mapping[str, object], name: str, key: str) -> Iterator[Finding]:
     seen: dict[object, int] = {}
-    for place, table in enumerate(tables if isinstance(tables, list) else []):
-        name = table.get("name") if isinstance(table, dict) else None
-        if isinstance(name, str) and seen.setdefault(name, place) != place:
-            yield Finding(("dns_provider", place, "name"), f"is taken already, by dns_provider[{seen[name]}]")
+    for place, each in enumerate(_tables(table.get(name))):
+        value = each.get(key)
+        if isinstance(value, str) and seen.setdefault(value, place) != place:
+            yield Finding((name, place, key), f"is taken already, by {name}[{seen[value]}]")
+
+
+def _rules_for_the_same(tables: object, faulty: Collection[Key]) -> Iterator[Finding]:
+    # They would share a budget, and mistake each other's count for their own.
+    for place, limits in enumerate(_tables(tables)):
+        if ("rate_limits", place) in faulty:
+            continue
+        seen: dict[object, int] = {}
+        for number, rule in enumerate(_tables(limits.get("rules"))):
+            what = (rule["kind"], rule["scope"], rule["window_seconds"])
+            if seen.setdefault(what, number) != number:
+                yield Finding(
+                    ("rate_limits", place, "rules", number),
+                    f"limits the same as rules[{seen[what]}] over the same time: keep one of them",
+                )
+
+
+def _tables(value: object) -> Sequence[Mapping[str, object]]:
+    """An array of tables; what else stands there is a mistake that is known already."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _section(struct: type[_Section], tables: Mapping[str, Mapping[str, object]], name: str) -> _Section:

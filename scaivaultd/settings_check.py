@@ -2,8 +2,8 @@
 
 msgspec stops at the first mistake and answers in its own words; people who edit a file want to
 hear all of them at once, and what to write instead. A Struct for settings may hold Structs,
-literals, bounded numbers, the values of `settings_values`, tuples of those or of Structs, free-form
-tables, and each of them or None.
+literals, bounded numbers, the values of `settings_values`, tuples of literals, of those values or of Structs,
+free-form tables, and each of them or None.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import inspect
 
-from scaivaultd.settings_values import SYNTAXES, clip
+from scaivaultd.settings_values import SYNTAXES, clip, read_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -86,6 +86,13 @@ def _known_keys(struct: type[msgspec.Struct], table: Key) -> Iterator[tuple[Key,
 def _table(
     struct: type[msgspec.Struct], table: Mapping[str, object], key: Key, elsewhere: Sequence[Key]
 ) -> Iterator[Finding]:
+    found = [*_entries(struct, table, key, elsewhere)]
+    yield from found or _whole(struct, table, key)
+
+
+def _entries(
+    struct: type[msgspec.Struct], table: Mapping[str, object], key: Key, elsewhere: Sequence[Key]
+) -> Iterator[Finding]:
     options = {option.name: option for option in options_of(struct)}
     for name, value in table.items():
         if name in options:
@@ -95,6 +102,16 @@ def _table(
     for option in options.values():
         if option.is_required and option.name not in table:
             yield Finding((*key, option.name), f"is missing: {option.description}")
+
+
+def _whole(struct: type[msgspec.Struct], table: Mapping[str, object], key: Key) -> Iterator[Finding]:
+    """What the Struct itself says of keys that are right one by one but not together."""
+    if not hasattr(struct, "__post_init__"):
+        return
+    try:
+        msgspec.convert(table, struct, dec_hook=read_value)
+    except msgspec.ValidationError as error:
+        yield Finding(key, str(error.__cause__ or error))
 
 
 def _meant(name: str, here: Iterable[str], elsewhere: Iterable[Key]) -> str:
@@ -139,7 +156,8 @@ def _value(kind: inspect.Type, value: object, key: Key, elsewhere: Sequence[Key]
 
 def _tables(struct: type[msgspec.Struct], value: object, key: Key, elsewhere: Sequence[Key]) -> Iterator[Finding]:
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-        yield _wrong_type(f"tables, each under [[{'.'.join(map(str, key))}]]", value, key)
+        header = ".".join(part for part in key if isinstance(part, str))
+        yield _wrong_type(f"tables, each under [[{header}]]", value, key)
         return
     for place, table in enumerate(value):
         yield from _table(struct, table, (*key, place), elsewhere)
@@ -149,18 +167,20 @@ def _list(kind: inspect.VarTupleType, value: object, key: Key) -> Iterator[Findi
     if not isinstance(value, list):
         yield _wrong_type("a list", value, key)
         return
-    assert isinstance(kind.item_type, inspect.CustomType)
-    syntax = SYNTAXES[kind.item_type.cls]
     seen: dict[object, int] = {}
     for place, item in enumerate(value):
-        wrong = list(_text(kind.item_type.cls, item, (*key, place)))
+        wrong = list(_value(kind.item_type, item, (*key, place), ()))
         yield from wrong
         if wrong:
             continue
-        # Compared as read: [::]:80 and [0::0]:80 are the same address.
-        first = seen.setdefault(syntax.read(item), place)
+        first = seen.setdefault(_as_read(kind.item_type, item), place)
         if first != place:
             yield Finding((*key, place), f"is listed twice, first as entry [{first}]")
+
+
+def _as_read(kind: inspect.Type, item: object) -> object:
+    """[::]:80 and [0::0]:80 are the same address."""
+    return read_value(kind.cls, item) if isinstance(kind, inspect.CustomType) else item
 
 
 def _text(cls: type, value: object, key: Key) -> Iterator[Finding]:

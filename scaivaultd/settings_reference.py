@@ -39,8 +39,7 @@ def _page() -> Iterator[str]:
     yield from _table(option for option in options if _struct_of(option) is None)
     for option in options:
         if (struct := _struct_of(option)) is not None:
-            header = f"[{option.name}]" if isinstance(option.kind, inspect.StructType) else f"[[{option.name}]]"
-            yield from _section(header, struct)
+            yield from _section(option.name, option, struct)
 
 
 def _struct_of(option: Option) -> type[msgspec.Struct] | None:
@@ -49,13 +48,16 @@ def _struct_of(option: Option) -> type[msgspec.Struct] | None:
     return kind.cls if isinstance(kind, inspect.StructType) else None
 
 
-def _section(header: str, struct: type[msgspec.Struct]) -> Iterator[str]:
+def _section(name: str, option: Option, struct: type[msgspec.Struct]) -> Iterator[str]:
     yield ""
-    yield f"## `{header}`"
+    yield f"## `[{name}]`" if isinstance(option.kind, inspect.StructType) else f"## `[[{name}]]`"
     yield ""
     yield (struct.__doc__ or "").strip()
     yield ""
     yield from _table(options_of(struct))
+    for inner in options_of(struct):
+        if (nested := _struct_of(inner)) is not None:
+            yield from _section(f"{name}.{inner.name}", inner, nested)
 
 
 def _table(options: Iterable[Option]) -> Iterator[str]:
@@ -70,7 +72,7 @@ def _form(kind: inspect.Type) -> str:
     match kind:
         case inspect.VarTupleType():
             return f"list ({_form(kind.item_type)})"
-        case inspect.DictType():
+        case inspect.DictType() | inspect.StructType():
             return "table"
         case inspect.CustomType():
             return SYNTAXES[kind.cls].form

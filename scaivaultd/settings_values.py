@@ -52,6 +52,12 @@ class HostPort(str):
     __slots__ = ()
 
 
+class HttpsUrl(str):
+    """An https URL, as it was written; without credentials or fragment."""
+
+    __slots__ = ()
+
+
 class Resolver(str):
     """The `address:port` of a recursive nameserver."""
 
@@ -161,6 +167,22 @@ def _host_port(text: str) -> HostPort:
     if address is None and not _is_host_name(host):
         raise ValueError(f"{clip(text)} has no valid host name or IP address before the port")
     return HostPort(f"{address or host.lower()}:{_port(port, text, lowest=1)}")
+
+
+def _https_url(text: str) -> HttpsUrl:
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(f"{clip(text)} is no URL") from None
+    if parts.scheme != "https":
+        raise ValueError(f"{clip(text)} must begin with https://")
+    is_plain = text.isascii() and text.isprintable() and " " not in text
+    if not is_plain or parts.username is not None or parts.fragment or port == 0:
+        raise ValueError(f"{clip(text)} must be a plain URL, without credentials, fragment or spaces")
+    if not host or (not _is_host_name(host) and _address(host) is None):
+        raise ValueError(f"{clip(text)} has no valid host name or IP address")
+    return HttpsUrl(text)
 
 
 def _resolver(text: str) -> Resolver:
@@ -307,6 +329,7 @@ SYNTAXES: Mapping[type, Syntax] = MappingProxyType(
         Path: Syntax(_path, "absolute path"),
         ListenAddress: Syntax(_listen_address, "address:port"),
         HostPort: Syntax(_host_port, "host:port"),
+        HttpsUrl: Syntax(_https_url, "https URL"),
         Resolver: Syntax(_resolver, "address[:port]"),
         NatsUrl: Syntax(_nats_url, "NATS URL"),
         Label: Syntax(_label, "name"),

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 from msgspec import inspect
 
+from scaivaultd.acme.limit_rules import Rule
 from scaivaultd.model.errors import StartupError
-from scaivaultd.settings import Mistake, Settings, SettingsError, load
+from scaivaultd.settings import Mistake, PreflightSettings, Settings, SettingsError, load
 from scaivaultd.settings_check import Option, bounds_of, nearest, options_of
 from scaivaultd.settings_reference import reference_markdown
 
@@ -84,6 +85,14 @@ def test_every_key_arrives_in_its_place(write: Callable[[str], Path]) -> None:
             private_directories = ["CA.internal:8443", "[fd00:0::1]:443"]
             orders_per_ca = 1
             order_timeout_seconds = 10
+            zerossl_api = "https://proxy.internal:8443"
+            [preflight]
+            caa = "block"
+            delegation = "off"
+            reachability = "warn"
+            timeout_seconds = 1
+            http01_port = 5002
+            tlsalpn01_port = 5001
             [dns]
             resolvers = ["192.0.2.1", "2001:db8::1", "[2001:db8::2]", "192.0.2.1:5353", "[2001:db8::1]:54"]
             authoritative_port = 8053
@@ -93,6 +102,14 @@ def test_every_key_arrives_in_its_place(write: Callable[[str], Path]) -> None:
             [log]
             level = "debug"
             format = "json"
+            [[rate_limits]]
+            directory_url = "https://ca.example.org/Directory"
+            rules = [
+                { kind = "new_orders", scope = "account", amount = 3, window_seconds = 6, exempt = ["renewal", "ari"] },
+                { kind = "certificates", scope = "name_set", amount = 5, window_seconds = 9, reserve_percent = 0 },
+            ]
+            [[rate_limits]]
+            directory_url = "https://other.example.org"
             """
         )
     )
@@ -106,6 +123,17 @@ def test_every_key_arrives_in_its_place(write: Callable[[str], Path]) -> None:
     assert settings.acme.trust_files == (Path("/root.pem"),)
     assert settings.acme.private_directories == ("ca.internal:8443", "[fd00::1]:443")
     assert (settings.acme.orders_per_ca, settings.acme.order_timeout_seconds) == (1, 10.0)
+    assert settings.acme.zerossl_api == "https://proxy.internal:8443"
+    assert settings.preflight == PreflightSettings(
+        caa="block", delegation="off", reachability="warn", timeout_seconds=1, http01_port=5002, tlsalpn01_port=5001
+    )
+    orders, certificates = settings.rate_limits[0].rules
+    assert orders == Rule(kind="new_orders", scope="account", amount=3, window_seconds=6, exempt=("renewal", "ari"))
+    assert certificates == Rule(kind="certificates", scope="name_set", amount=5, window_seconds=9, reserve_percent=0)
+    assert [(each.directory_url, len(each.rules)) for each in settings.rate_limits] == [
+        ("https://ca.example.org/Directory", 2),
+        ("https://other.example.org", 0),
+    ]
     assert settings.dns.resolvers == (
         "192.0.2.1:53",
         "[2001:db8::1]:53",
@@ -152,6 +180,10 @@ def test_what_stands_in_the_wrong_place_is_named(
 @pytest.mark.parametrize(
     ("text", "key", "message"),
     [
+        ('acme.zerossl_api = "http://a"', "acme.zerossl_api", "'http://a' must begin with https://"),
+        ('preflight.caa = "fail"', "preflight.caa", "'fail' must be one of block, off, warn"),
+        ('rate_limits = [{ directory_url = "ca" }]', "rate_limits[0].directory_url", "'ca' must begin with https://"),
+        ("rate_limits = 1", "rate_limits", "must be tables, each under [[rate_limits]], not an integer"),
         ("acme.orders_per_ca = 0", "acme.orders_per_ca", "'0' must be from 1 to 1000"),
         ("acme.orders_per_ca = 1001", "acme.orders_per_ca", "'1001' must be from 1 to 1000"),
         ("acme.orders_per_ca = true", "acme.orders_per_ca", "must be an integer, not a boolean"),
@@ -237,6 +269,52 @@ order_timeout_seconds = "long"
         "F:17: acme.order_timeout_seconds: must be a number, not a string",
         "F:18: logs: unknown key (did you mean 'log'?)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("rules", "key", "message"),
+    [
+        ('{ kind = "new_order" }', "[0].kind", "'new_order' must be one of certificates, failed_authorizations, "
+          "new_accounts, new_orders (did you mean 'new_orders'?)"),
+        ("{ amount = 0 }", "[0].amount", "'0' must be from 1 to 1000000"),
+        ('{ scope = "name" }', "[0]",
+         "new_orders are counted per address or account or registered_domain or name_set, not per name"),
+        ('{ exempt = ["all"] }', "[0].exempt[0]", "'all' must be one of ari, new, renewal"),
+        ('{ exempt = ["ari", "ari"] }', "[0].exempt[1]", "is listed twice, first as entry [0]"),
+        ('{ exempt = "ari" }', "[0].exempt", "must be a list, not a string"),
+        ("{ amount = 1 }, { window_seconds = 2 }, { amount = 9 }", "[2]",
+         "limits the same as rules[0] over the same time: keep one of them"),
+        ("5", "", "must be tables, each under [[rate_limits.rules]], not a list"),
+    ],
+)  # fmt: skip
+def test_a_wrong_rule_is_told_with_its_place(write: Callable[[str], Path], rules: str, key: str, message: str) -> None:
+    """A rule that is left out, or counted twice, costs certificates; one that stops the start costs a minute."""
+    rules = re.sub(r"{[^}]*}", lambda rule: _completed(rule[0]), rules)
+    text = STATE_DIR + f'[[rate_limits]]\ndirectory_url = "https://ca.test/"\nrules = [{rules}]'
+    assert mistakes_of(write(text)) == [(4, f"rate_limits[0].rules{key}", message)]
+
+
+def _completed(rule: str) -> str:
+    """A rule with what it does not say itself."""
+    usual = {"kind": '"new_orders"', "scope": '"account"', "amount": "1", "window_seconds": "1"}
+    missing = [f"{name} = {value}" for name, value in usual.items() if f"{name} =" not in rule]
+    return "{ " + ", ".join([*missing, rule.strip("{ }")]) + " }"
+
+
+def test_a_ca_has_one_table_of_rate_limits(write: Callable[[str], Path]) -> None:
+    """Of two one would be without effect."""
+    table = '[[rate_limits]]\ndirectory_url = "https://ca.test/"\n'
+    assert mistakes_of(write(STATE_DIR + table + table)) == [
+        (5, "rate_limits[1].directory_url", "is taken already, by rate_limits[0]")
+    ]
+
+
+def test_wrong_rules_are_not_compared(write: Callable[[str], Path]) -> None:
+    """What is wrong by itself is told first, and only that."""
+    rule = '{ scope = "account", amount = 1, window_seconds = 1 }'
+    text = STATE_DIR + f'[[rate_limits]]\ndirectory_url = "https://ca.test/"\nrules = [{rule}, {rule}]\nrates = 1'
+    keys = [key for _, key, _ in mistakes_of(write(text))]
+    assert keys == ["rate_limits[0].rules[0].kind", "rate_limits[0].rules[1].kind", "rate_limits[0].rates"]
 
 
 def test_a_wrong_value_is_not_compared_with_others(write: Callable[[str], Path]) -> None:
@@ -369,7 +447,7 @@ def test_the_reference_page_is_up_to_date() -> None:
 
 def test_every_key_is_described_and_every_number_bounded() -> None:
     """The description is what the reference says, the bounds are what keeps a typing error small."""
-    for option in _leaves():
+    for option in [*_leaves(), *options_of(Rule)]:
         assert option.description.endswith("."), option.name
         if isinstance(option.kind, inspect.IntType | inspect.FloatType):
             lowest, highest = bounds_of(option.kind)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from scaivaultd.settings_values import (
     HostPort,
+    HttpsUrl,
     ListenAddress,
     MasterKeySource,
     NatsUrl,
@@ -53,6 +54,23 @@ DIRECTORY_FORM = "must name an absolute directory other than '/', as in file:/et
         (HostPort, "ca..org:443", "'ca..org:443' has no valid host name or IP address before the port"),
         (HostPort, "10.0.0.256:443", "'10.0.0.256:443' has no valid host name or IP address before the port"),
         (HostPort, "*.org:443", "'*.org:443' has no valid host name or IP address before the port"),
+        (HttpsUrl, "http://ca.example.org", "'http://ca.example.org' must begin with https://"),
+        (HttpsUrl, "ca.example.org/directory", "'ca.example.org/directory' must begin with https://"),
+        (HttpsUrl, "https://", "'https://' has no valid host name or IP address"),
+        (HttpsUrl, "https://10.0.0.256/", "'https://10.0.0.256/' has no valid host name or IP address"),
+        (HttpsUrl, "https://[::1/", "'https://[::1/' is no URL"),
+        (HttpsUrl, "https://a:99999/", "'https://a:99999/' is no URL"),
+        *(
+            (HttpsUrl, text, f"{shown} must be a plain URL, without credentials, fragment or spaces")
+            for text, shown in [
+                ("https://u:hunter2@ca.test/", "'***@ca.test/'"),
+                ("https://ca.test/#a", "'https://ca.test/#a'"),
+                ("https://ca.test/a b", "'https://ca.test/a b'"),
+                ("https://ca.test/\n", "'https://ca.test/\\n'"),
+                ("https://ca.test:0/", "'https://ca.test:0/'"),
+                ("https://c\u00e4.test/", "'https://c\u00e4.test/'"),
+            ]
+        ),
         (Resolver, "dns.example.org:53", f"'dns.example.org:53' {RESOLVER_FORM}"),
         (Resolver, "dns", "'dns' needs a port, as in 192.0.2.53:53"),
         (Resolver, "192.0.2.1:0", "'192.0.2.1:0' needs a port from 1 to 65535"),
@@ -116,6 +134,14 @@ def test_credentials_in_a_text_that_should_have_none_are_masked() -> None:
     """Whoever pastes a whole URL as a CA's host pastes its password too."""
     with pytest.raises(ValueError, match=re.escape("'***@ca:443' is a URL")):
         read_value(HostPort, "https://user:hunter2@ca:443")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://CA.test/Directory?a=b", "https://[2001:db8::1]:14000/dir", "https://10.0.0.1"]
+)
+def test_a_url_stays_as_it_is_written(url: str) -> None:
+    """A directory is compared with that of an account, letter by letter."""
+    assert read_value(HttpsUrl, url) == url
 
 
 def test_a_long_text_is_quoted_in_part() -> None:

@@ -61,15 +61,15 @@ class LookUps:
             return known
         if (silence := await self._silent(name)) is not None:
             return silence
-        return await self._flights.join(key, lambda: self._ask(key, ask))
-
-    async def _ask(self, key: str, ask: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         try:
-            told = await self._outcome(ask)
+            return await self._flights.join(key, lambda: self._ask(key, ask))
         except asyncio.CancelledError:
-            # It took too long: is anybody there still?
+            # It took too long, most likely: is anybody there still?
             self._heard_until = 0.0
             raise
+
+    async def _ask(self, key: str, ask: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        told = await self._outcome(ask)
         self._remembered.put(key, told)
         return told
 

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from scaivaultd.acme import x509
+from scaivaultd.acme.ari import certificate_id_for_ari
 from scaivaultd.acme.x509 import CertificateRefused
 from scaivaultd.model.names import Identifier
 
@@ -92,6 +93,24 @@ def test_a_good_chain_is_taken_and_described() -> None:
     assert chain.fingerprint_sha256 == leaf_fingerprint(chain.pem)
     assert chain.has_authority_key_identifier
     assert len(x509.split_chain(chain.pem)) == 2
+
+
+def test_a_chain_is_judged_by_the_public_half_alone() -> None:
+    """For a caller's CSR there is no private key here."""
+    body = pem(leaf(), ISSUER.certificate)
+    assert x509.check_chain_for(body, x509.spki_of_key(KEY), NAMES, NOW) == x509.check_chain(body, KEY, NAMES, NOW)
+    csr = x509.csr_der(KEY, NAMES)
+    assert x509.check_chain_for(body, x509.spki_of_csr(csr), NAMES, NOW).serial_number == "1A:2B:3C"
+    with pytest.raises(CertificateRefused) as caught:
+        x509.check_chain_for(body, x509.spki_of_key(x509.make_key("ec-p256")), NAMES, NOW)
+    assert caught.value.check == "key"
+
+
+def test_a_chain_knows_its_name_in_the_renewal_information() -> None:
+    """It is written down with the certificate: to ask ARI later, nothing has to be parsed again."""
+    chain = x509.check_chain(pem(leaf(), ISSUER.certificate), KEY, NAMES, NOW)
+    assert chain.ari_id == certificate_id_for_ari(leaf())
+    assert chain.ari_id is not None
 
 
 def leaf_fingerprint(chain_pem: str) -> str:

@@ -315,12 +315,11 @@ class RenewalRig:
         """Wait until the room has nothing to do before time moves on; `stuck` of its tasks hang."""
         async with asyncio.timeout(DEADLINE):
             while not self._is_settled(stuck):
-                await self._breathe()
-
-    async def _breathe(self) -> None:
-        if self._running is not None and self._running.done():
-            await self._running
-        await asyncio.sleep(0.0005 if self.tasks() else 0)  # the store's threads need the processor too
+                if self._running is not None and self._running.done():
+                    await self._running
+                if len(tasks := self.tasks()) > stuck:
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.sleep(0)
 
     def _is_settled(self, stuck: int) -> bool:
         next_at = self.renewing.next_look_at

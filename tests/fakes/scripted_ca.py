@@ -140,6 +140,8 @@ class Issuer:
 
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
+    lifetime: timedelta = timedelta(days=90, hours=1)
+    backdated: timedelta = timedelta(hours=1)
 
     def chain(self, csr_der: bytes, now: datetime) -> bytes:
         csr = x509.load_der_x509_csr(csr_der)
@@ -150,10 +152,11 @@ class Issuer:
             .issuer_name(self.certificate.subject)
             .public_key(csr.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=90))
+            .not_valid_before(now - self.backdated)
+            .not_valid_after(now - self.backdated + self.lifetime)
             .add_extension(names.value, critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
             .sign(self.key, hashes.SHA256())
         )
         pem = serialization.Encoding.PEM
@@ -173,6 +176,13 @@ class ScriptedCa:
         self.orders: dict[str, dict[str, Any]] = {}
         self.authorizations: dict[str, dict[str, Any]] = {}
         self.certificates: dict[str, bytes] = {}
+        self.directory = Directory(
+            new_nonce="https://ca.test/n", new_account="https://ca.test/a", new_order="https://ca.test/o"
+        )
+        self.asked_for: list[dict[str, Any]] = []
+        """What each newOrder said: replaces, profile, not_after, and whose key signed it."""
+        self.windows: dict[str, dict[str, Any]] = {}
+        """ARI answers by certificate id; the CA has ARI as soon as its directory says so."""
         self.revoked: set[str] = set()
         """SHA-256 fingerprints of the leaves."""
         self.retry_after: float | None = None
@@ -322,7 +332,7 @@ class ScriptedClient:
         return fetched
 
     async def directory(self) -> Directory:
-        return Directory(new_nonce="https://ca.test/n", new_account="https://ca.test/a", new_order="https://ca.test/o")
+        return self._ca.directory
 
     async def find_account(self) -> str | None:
         thumbprint = self.key.thumbprint
@@ -359,6 +369,8 @@ class ScriptedClient:
         not_after: datetime | None = None,
     ) -> Fetched:
         names = ",".join(each.value for each in identifiers)
+        said = {"replaces": replaces, "profile": profile, "not_after": not_after, "key": self.key.thumbprint}
+        self._ca.asked_for.append(said)
         fetched: Fetched = await self._ca.act("new_order", names, lambda: self._ca.make_order(identifiers))
         return fetched
 
@@ -411,10 +423,14 @@ class ScriptedClient:
         return is_new
 
     async def renewal_info(self, certificate_id: str) -> Fetched:
-        def nothing() -> Fetched:
-            raise NotOffered("the CA does not offer renewal information")
+        def answer() -> Fetched:
+            if certificate_id not in self._ca.windows:
+                raise refused("malformed", 404, "no such certificate")
+            return self._ca.shown(f"https://ca.test/renewal/{certificate_id}", self._ca.windows[certificate_id])
 
-        fetched: Fetched = await self._ca.act("renewal_info", certificate_id, nothing)
+        if self._ca.directory.renewal_info is None:
+            raise NotOffered("the CA does not offer renewal information")
+        fetched: Fetched = await self._ca.act("renewal_info", certificate_id, answer)
         return fetched
 
 

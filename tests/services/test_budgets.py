@@ -418,9 +418,9 @@ async def test_a_refusal_after_the_order_was_made_gives_nothing_back(desk: Desk)
     await desk.refuse(order, "slow down", retry_at=desk.now)
     for _ in range(3):
         await desk.spent(desk.order("a.example.org"))
-    desk.held(desk.order("a.example.org"))
+    desk.held(waiting := desk.order("a.example.org"))
     await desk.commit(desk.budgets.gave_nothing(order, account()))
-    await desk.spent(desk.order("a.example.org"))
+    await desk.spent(waiting)
 
 
 async def test_who_is_held_again_keeps_what_he_may_give_back(desk: Desk) -> None:
