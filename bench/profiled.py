@@ -1,4 +1,4 @@
-"""The daemon under cProfile: `python -m bench.profiled STATISTICS serve ...`; written when it ends.
+"""The daemon under cProfile: `python -m bench.profiled STATISTICS --config FILE`; watched from ready to its end.
 
 Only the event loop's thread is seen, and seeing it makes Python code look dearer than C: good for shares, not for
 absolute figures.
@@ -6,23 +6,36 @@ absolute figures.
 
 from __future__ import annotations
 
+import asyncio
 import cProfile
+import os
+import signal
 import sys
+from pathlib import Path
 
-from scaivaultd.__main__ import main
+from scaivaultd import logs, settings
+from scaivaultd.daemon import Daemon
 
 
-def run() -> None:
-    """Run the daemon's command line and write the profile."""
-    statistics = sys.argv.pop(1)
+async def run(statistics: str, config_file: Path) -> None:
+    """Run a daemon until SIGTERM, then write its profile."""
+    loaded = settings.load(config_file)
+    daemon = Daemon(loaded, environment=os.environ, log=logs.configure(loaded.log.level, loaded.log.format))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, daemon.stop)
     profile = cProfile.Profile()
-    profile.enable()
+
+    async def watch() -> None:
+        await daemon.ready.wait()
+        profile.enable()
+
+    watching = asyncio.create_task(watch())
     try:
-        main()
+        await daemon.run()
     finally:
         profile.disable()
+        watching.cancel()
         profile.dump_stats(statistics)
 
 
 if __name__ == "__main__":
-    run()
+    asyncio.run(run(sys.argv[1], Path(sys.argv[3])))

@@ -125,6 +125,13 @@ async def _watched(workers: Sequence[asyncio.Future[None]], progress: Progress) 
             raise Stuck(f"nothing has moved for {STUCK_SECONDS:.0f} s, {len(running)} in flight")
 
 
+def judged(what: str, value: float, target: float, *, at_least: bool = False) -> None:
+    """Print a figure beside what it should be."""
+    is_met = value >= target if at_least else value <= target
+    bound = "at least" if at_least else "at most"
+    print(f"{what:44}{value:9.2f}   {bound} {target:<5g} {'met' if is_met else 'MISSED'}")
+
+
 def cpu_seconds(pid: int) -> float:
     """What a process has used so far, kernel included, all threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -27,6 +27,7 @@ EXAMPLES = sorted((ROOT / "config" / "examples").glob("*.toml"))
 REFERENCE = ROOT / "docs" / "reference" / "configuration.md"
 MISSING = "is missing: The directory for everything that must outlive a restart, such as /var/lib/scaivaultd."
 OVERLAP = "events_root {!r} and subject_root {!r} overlap: neither may be, or lie below, the other"
+KINDS = "certificates, failed_authorizations, new_accounts, new_orders"
 STATE_DIR = 'state_dir = "/var/lib/scaivaultd"\n'
 
 
@@ -274,8 +275,7 @@ order_timeout_seconds = "long"
 @pytest.mark.parametrize(
     ("rules", "key", "message"),
     [
-        ('{ kind = "new_order" }', "[0].kind", "'new_order' must be one of certificates, failed_authorizations, "
-          "new_accounts, new_orders (did you mean 'new_orders'?)"),
+        ('{ kind = "new_order" }', "[0].kind", f"'new_order' must be one of {KINDS} (did you mean 'new_orders'?)"),
         ("{ amount = 0 }", "[0].amount", "'0' must be from 1 to 1000000"),
         ('{ scope = "name" }', "[0]",
          "new_orders are counted per address or account or registered_domain or name_set, not per name"),

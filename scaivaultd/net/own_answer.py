@@ -97,8 +97,9 @@ class OwnAnswers:
                 addresses = await self._addresses(host, port)
         except TimeoutError:
             return f"no name server gave its address within {self._total_seconds:g} s"
-        except (OSError, UnicodeError):
-            return "it has no address"
+        except (OSError, UnicodeError) as error:
+            is_silence = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+            return "no name server gave its address" if is_silence else "it has no address"
         async with asyncio.TaskGroup() as group:
             tasks = {each: group.create_task(_in_words(look, each, deadline)) for each in addresses}
         seen = {address: task.result() for address, task in tasks.items()}

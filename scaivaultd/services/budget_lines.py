@@ -96,8 +96,6 @@ class _Line:
 
     def put(self, waiting: Waiting) -> None:
         place = self.index(waiting.place)
-        if self.course is not None and place < self.course.count:
-            self.course = None
         self.entries.insert(place, waiting)
 
     def remove(self, waiting: Waiting) -> None:

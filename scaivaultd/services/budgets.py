@@ -209,7 +209,8 @@ class Budgets:
     ) -> Sequence[Change]:
         """Take what a newOrder for `order` costs; the changes go into the commit that says it is asked.
 
-        What it spent at an earlier `spent_at`, for a newOrder that came to nothing, is given back first.
+        What it spent at an earlier `spent_at`, for a newOrder that came to nothing, is given back first. A caller's
+        order is not held by a pause the first time: whoever asks has perhaps unpaused its names.
 
         Raises:
             Held: it is not its turn.
@@ -227,10 +228,14 @@ class Budgets:
         ca.sweep(now)
         request = self._request(ca, order, account, cause)
         turn = ca.lines.turn_of(now, ca.ledger, request, _place_of(order, request))
-        spent = self._refunded(ca, now, order, account).spend(now, request)
+        ledger = self._refunded(ca, now, order, account)
+        if order.cause in ("issue", "request") and order.spent_at is None:
+            # Somebody asks for paused names although they are: the CA may let them go by now. Each order tries once.
+            ledger = ledger.resumed(account.id, request.names)
+        spent = ledger.spend(now, request)
         if (wait := turn.wait or spent.wait) is not None:
             if spent.wait is not None:
-                # Its side effect only, without the refund: that is made again when the order asks again.
+                # For a clock that was set back. What is given back or resumed is so again when the order asks again.
                 ca.take(ca.ledger.spend(now, request).ledger)
             raise self._held(ca, order, request, wait, turn.ahead)
         self.left(order.id)
@@ -293,8 +298,6 @@ class Budgets:
         """Its names may be asked for again: a certificate came, or a person has acted."""
         self._forget(order.id)
         ca = self._ca(account.directory_url)
-        if not ca.ledger.closures:
-            return ()
         return ca.take(ca.ledger.resumed(account.id, [each.base for each in order.identifiers]))
 
     def _forget(self, order_id: OrderId) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 from cryptography import x509 as cryptography_x509
@@ -26,7 +25,7 @@ async def is_compromised(store: Store, spki_sha256: str) -> bool:
 
     Args:
         store: Where it would be written down.
-        spki_sha256: SHA-256 of the key's SubjectPublicKeyInfo in DER, in lower-case hexadecimal.
+        spki_sha256: As `x509.spki_sha256` makes it.
     """
     return await COMPROMISED_KEYS.get(store, spki_sha256) is not None
 
@@ -34,7 +33,7 @@ async def is_compromised(store: Store, spki_sha256: str) -> bool:
 def spki_sha256_in(chain_pem: str) -> str:
     """That digest for the leaf of a stored chain."""
     leaf = cryptography_x509.load_pem_x509_certificate(x509.split_chain(chain_pem)[0].encode())
-    return hashlib.sha256(leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    return x509.spki_sha256(leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
 
 async def marks_for(store: Store, chain_pem: str, certificate_id: CertificateId, now: datetime) -> Sequence[Put]:

@@ -17,6 +17,7 @@ from scaivaultd.services import renewals, setbacks
 from scaivaultd.services.compromised_keys import spki_sha256_in
 from scaivaultd.services.documents import CERTIFICATES, ORDERS, RENEWALS, REVOCATIONS, Versioned
 from scaivaultd.services.jobs import outcome_of
+from scaivaultd.services.renewal_changes import order_ended
 from scaivaultd.services.revocation_at_ca import RevocationAtCa
 from scaivaultd.services.revocation_targets import Place, load
 from scaivaultd.services.setbacks import Memory
@@ -136,7 +137,7 @@ class RevocationJobs:
         if order is None:
             await self._have_ordered(current)
         elif order.status in UNFINISHED:
-            await self._wait(ORDERS, order.id, lambda each: each.status not in UNFINISHED)
+            await self._await_end(current, order)
         elif latest.version > request.version:
             await self._require_other_cause(latest)
             await self._have_ordered(current)
@@ -146,7 +147,13 @@ class RevocationJobs:
     async def _have_ordered(self, current: Versioned[RevocationRequest]) -> None:
         order = await self._issuing.renew(current.value.certificate_id, "revocation")
         # For those who look; after a crash before this is written, `renew` finds the same order.
-        await self._commit(current, order_id=order.id, error=None)
+        await self._commit(current, order_id=order.id, error=None, next_try_at=None)
+
+    async def _await_end(self, current: Versioned[RevocationRequest], order: Order) -> None:
+        if current.value.error != order.error:
+            await self._commit(current, error=order.error)
+            return
+        await self._wait(ORDERS, order.id, lambda each: each.status not in UNFINISHED or each.error != order.error)
 
     async def _require_other_cause(self, latest: Certificate) -> None:
         """An order that was under way already may bring the old key again; one of ours has to bring a new one."""
@@ -234,19 +241,13 @@ class RevocationJobs:
         changes = [
             REVOCATIONS.put(done, current.revision),
             target.put(status="revoked", revocation=revocation),
-            *await self._order_changes(version.order_id),
+            *await order_ended(self._store, version.order_id, "revoked"),
         ]
         if target.is_current:
             changes.extend(await self._renewal_changes(request.certificate_id))
         if version.status == "revoked":
             return changes, ()
         return changes, (events.certificate_revoked(target.certificate.value, version, revocation, now),)
-
-    async def _order_changes(self, order_id: OrderId) -> Sequence[Put]:
-        order = await ORDERS.get(self._store, order_id)
-        if order is None or order.value.status != "valid":
-            return ()
-        return (ORDERS.put(msgspec.structs.replace(order.value, status="revoked"), order.revision),)
 
     async def _renewal_changes(self, certificate_id: CertificateId) -> Sequence[Put]:
         """Who revokes the current version without a replacement does not want it renewed by itself."""

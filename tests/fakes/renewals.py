@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +22,7 @@ from scaivaultd.services.renewing import Renewing
 from tests.fakes.scripted_ca import FakeClock, Fetched, ScriptedCas, ScriptedClient
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from scaivaultd.acme.signing import AccountKey
     from scaivaultd.model.resources import OrderCause
@@ -72,6 +73,9 @@ class Ari:
         self.explanation_url: str | None = None
         self.instead: deque[Exception | Callable[[], Awaitable[None]] | None] = deque()
         self.asked: list[tuple[datetime, str]] = []
+        self.hangs: Callable[[str], bool] = lambda _: False
+        self.waited_for: set[str] = set()
+        """Certificates about which somebody waits for an answer."""
 
     async def answer(self, ari_id: str) -> Fetched:
         self.asked.append((self._clock.now(), ari_id))
@@ -80,7 +84,7 @@ class Ari:
             raise instead
         if instead is not None:
             await instead()
-        await asyncio.sleep(0)
+        await self._hang(ari_id)
         if self.window is None:
             raise NotOffered("the CA does not offer renewal information")
         start, end = self.window(ari_id)
@@ -88,6 +92,16 @@ class Ari:
         if self.explanation_url is not None:
             body["explanationURL"] = self.explanation_url
         return Fetched(url="https://ca.test/renewal", body=json.dumps(body).encode(), retry_after=self.retry_after)
+
+    async def _hang(self, ari_id: str) -> None:
+        if not self.hangs(ari_id):
+            return
+        certificate_id = ari_id.partition(".")[0]
+        self.waited_for.add(certificate_id)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.waited_for.discard(certificate_id)
 
 
 class AriClient(ScriptedClient):
@@ -127,6 +141,8 @@ class FakeIssuing:
         self.hurried: list[OrderId] = []
         self.shown_for: list[float] = []
         self.resting: dict[OrderId, asyncio.Event] = {}
+        self.waited_for: set[str] = set()
+        """Certificates whose orders somebody waits for."""
         self.changed: Callable[[CertificateId], None] = lambda _: None
 
     def ordered(self) -> list[CertificateId]:
@@ -182,8 +198,14 @@ class FakeIssuing:
         self.hurried.append(order_id)
 
     async def rest(self, order_id: OrderId) -> None:
-        if (rest := self.resting.get(order_id)) is not None:
+        if (rest := self.resting.get(order_id)) is None:
+            return
+        certificate_id = (await self._world.read(ORDERS, order_id)).value.renews
+        self.waited_for.add(certificate_id)
+        try:
             await rest.wait()
+        finally:
+            self.waited_for.discard(certificate_id)
 
     async def shown(self, order_id: OrderId, wait_seconds: float) -> Any:
         self.shown_for.append(wait_seconds)
@@ -311,25 +333,31 @@ class RenewalRig:
         names = ("renewal look ", "renewal poll ", "renewal order ")
         return [each for each in asyncio.all_tasks() if each.get_name().startswith(names)]
 
-    async def settle(self, *, stuck: int = 0) -> None:
-        """Wait until the room has nothing to do before time moves on; `stuck` of its tasks hang."""
+    def busy(self) -> list[asyncio.Task[Any]]:
+        """The same without those that wait for an order or an answer that a test holds back."""
+        hang = {f"renewal order {each}" for each in self.issuing.waited_for}
+        hang |= {f"renewal poll {each}" for each in self.ari.waited_for}
+        return [each for each in self.tasks() if each.get_name() not in hang]
+
+    async def settle(self) -> None:
+        """Wait until the room has nothing to do before time moves on but to wait for what hangs."""
         async with asyncio.timeout(DEADLINE):
-            while not self._is_settled(stuck):
+            while not self._is_settled():
                 if self._running is not None and self._running.done():
                     await self._running
-                if len(tasks := self.tasks()) > stuck:
+                if tasks := self.busy():
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 await asyncio.sleep(0)
 
-    def _is_settled(self, stuck: int) -> bool:
+    def _is_settled(self) -> bool:
         next_at = self.renewing.next_look_at
-        return len(self.tasks()) <= stuck and (next_at is None or next_at > self.clock.now().timestamp())
+        return not self.busy() and (next_at is None or next_at > self.clock.now().timestamp())
 
-    async def forward(self, duration: timedelta, *, stuck: int = 0) -> None:
+    async def forward(self, duration: timedelta) -> None:
         """Let time pass, stopping wherever the room has something to do."""
         end = self.clock.now() + duration
         while True:
-            await self.settle(stuck=stuck)
+            await self.settle()
             left = (end - self.clock.now()).total_seconds()
             if left <= 0:
                 return
@@ -351,3 +379,17 @@ class RenewalRig:
         changed = msgspec.structs.replace(current.value, **changes)
         await self.world.sqlite.commit([RENEWALS.put(changed, current.revision)])
         self.renewing.changed(CertificateId(certificate_id))
+
+
+@asynccontextmanager
+async def rig_over(make_world: Callable[..., Any], clock: FakeClock) -> AsyncIterator[RenewalRig]:
+    """A rig whose room ends with the context."""
+    ari = Ari(clock)
+    world = make_world()
+    world.cas = AriCas(world.ca, ari)
+    world.begin()
+    rig = RenewalRig(world, ari)
+    try:
+        yield rig
+    finally:
+        await rig.stop()

@@ -379,6 +379,7 @@ class TestAddresses:
         [
             (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "it has no address"),
             (UnicodeError("label too long"), "it has no address"),
+            (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "no name server gave its address"),
         ],
     )
     async def test_a_name_without_address_is_told(self, error: Exception, seen: str) -> None:

@@ -324,8 +324,8 @@ async def test_a_refusal_is_logged_with_its_limit(desk: Desk, logged: list[Event
 
 
 async def test_a_paused_name_waits_for_a_person(desk: Desk) -> None:
-    """Time does not help; a certificate that came, or a person's word, does."""
-    order = desk.order("a.example.org")
+    """Time does not help; a certificate that came does."""
+    order = desk.renewal("*.a.example.org")
     await desk.refuse(order, "account is temporarily prevented from requesting certificates for a.example.org")
     await desk.restart()
     held = desk.held(order)
@@ -335,7 +335,21 @@ async def test_a_paused_name_waits_for_a_person(desk: Desk) -> None:
     await desk.commit(desk.budgets.resumed(order, account()))
     await desk.spent(order)
     await desk.restart()
-    await desk.spent(desk.order("a.example.org"))
+    await desk.spent(desk.renewal("a.example.org"))
+
+
+@pytest.mark.parametrize("members", [{}, {"renews": CertificateId("cert_1"), "cause": "request"}])
+async def test_whoever_asks_for_a_paused_name_is_let_through_once(desk: Desk, members: dict[str, Any]) -> None:
+    """He may have unpaused it; if not, the CA says so again, and the order does not insist."""
+    order = desk.order("a.example.org", **members)
+    paused = "account is temporarily prevented from requesting certificates for a.example.org"
+    await desk.refuse(desk.order("a.example.org"), paused)
+    order = await desk.spent(order)
+    await desk.restart()
+    assert "paused" not in [each.limit for each in (await desk.limits()).items]
+    await desk.refuse(order, paused)
+    assert desk.held(order).needs_human
+    assert desk.held(desk.renewal("a.example.org")).needs_human
 
 
 async def test_failures_hold_the_name(desk: Desk) -> None:

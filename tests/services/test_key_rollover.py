@@ -46,15 +46,14 @@ def changed_at_ca(world: Any) -> Any:
 
 class TestRotating:
     async def test_an_account_gets_another_key_with_its_event(self, world: Any) -> None:
-        """Subscribers who pin the thumbprint hear of it."""
+        """Whoever has written the key's thumbprint down somewhere hears of it."""
         account_id = await world.account()
         before = await world.shown_account(account_id)
         reply = await rotate(world, account_id)
         after = await account_in_order(world, account_id)
         assert (reply.key_thumbprint, reply.key_change_pending) == (after.key_thumbprint, False)
         assert (after.key_id, after.url) != (before.key_id, before.url)
-        told = dict(await world.events())["account.key_rotated"]
-        assert told["key_thumbprint"] == after.key_thumbprint
+        assert dict(await world.events())["account.key_rotated"]["account_id"] == account_id
         assert world.ca.asked("find_account") == []
 
     @pytest.mark.parametrize(("key_type", "algorithm"), [("ec-p384", "ES384"), ("rsa-2048", "RS256")])
@@ -253,17 +252,22 @@ class TestDoubt:
 
 
 class TestKilled:
-    async def test_before_the_intent_nothing_has_happened(self, world: Any) -> None:
-        """No CA was asked."""
+    async def test_without_the_intent_on_disk_nothing_happens(self, world: Any) -> None:
+        """No CA is asked."""
         account_id = await world.account()
         before = await world.shown_account(account_id)
-        stop = Stop()
-        world.store.before_commit = stop.at_commit(1)
-        request = await until_stopped(stop, rotate(world, account_id))
-        await kill(world, request)
+
+        async def full(_: Any) -> None:
+            raise StorageUnavailable("full")
+
+        world.store.before_commit = full
+        with pytest.raises(StorageUnavailable):
+            await rotate(world, account_id)
+        await kill(world)
         await world.care.resume()
         await idle()
         assert await account_in_order(world, account_id) == before
+        assert world.ca.asked("key_change") == []
 
     @pytest.mark.parametrize("has_acted", [False, True])
     async def test_while_the_ca_is_asked_the_next_life_finds_out(self, world: Any, has_acted: bool) -> None:
@@ -316,7 +320,7 @@ class TestKilled:
         stop = Stop()
         world.ca.script["key_change"].append(stop)
         await kill(world, await until_stopped(stop, rotate(world, account_id)))
-        reply = await deactivate(world, account_id)
+        reply = await deactivate(world, account_id, wait_seconds=0)
         assert reply.deactivation_pending
         await world.care.resume()
         await idle()

@@ -79,6 +79,11 @@ async def terms_for(world: Any, account_id: AccountId, **members: Any) -> Terms:
     return await requests.terms_from(request, lookups, world.clock.now())
 
 
+async def change_account(world: Any, account_id: AccountId, **changes: Any) -> None:
+    held = await world.read(ACCOUNTS, account_id)
+    await world.sqlite.commit([ACCOUNTS.put(msgspec.structs.replace(held.value, **changes), held.revision)])
+
+
 async def refusal(world: Any, account_id: AccountId, **members: Any) -> ScaivaultError:
     with pytest.raises(ScaivaultError) as caught:
         await terms_for(world, account_id, **members)
@@ -192,8 +197,7 @@ async def test_every_account_must_be_there_and_usable(world: Any) -> None:
     """An account to fall back on that does not work is found out on the worst of days."""
     good, bad = await world.account(), await world.account(name="bad")
     assert isinstance(await refusal(world, good, domains=["a.test"], account_ids=["acme_none"]), NotFound)
-    held = await world.read(ACCOUNTS, bad)
-    await world.sqlite.commit([ACCOUNTS.put(msgspec.structs.replace(held.value, status="deactivated"), held.revision)])
+    await change_account(world, bad, status="deactivated")
     for first, second in ((bad, good), (good, bad)):
         error = await refusal(world, first, domains=["a.test"], account_ids=[second])
         assert isinstance(error, AccountUnusable)
