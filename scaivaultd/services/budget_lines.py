@@ -96,6 +96,8 @@ class _Line:
 
     def put(self, waiting: Waiting) -> None:
         place = self.index(waiting.place)
+        if self.course is not None and place < self.course.count:
+            self.course = None
         self.entries.insert(place, waiting)
 
     def remove(self, waiting: Waiting) -> None:
@@ -164,7 +166,7 @@ class Lines:
         if not ahead:
             return Turn()
         foreseen = min(ahead, FORESEEN_MAX)
-        if len(lines) == 1:
+        if False:
             course = lines[0].course_of(now, ledger, foreseen)
             last = lines[0].entries[ahead - 1]
         else:

@@ -126,6 +126,7 @@ class Issuing:
         self._lookups = Lookups(store=tools.store, accounts=tools.accounts, solvers=tools.solvers, providers=providers)
         self._patience_seconds = patience_seconds
         self._under_way: dict[OrderId, UnderWay] = {}
+        tools.accounts.resumed.subscribe(self._hurry_orders_of)
         self._flights: dict[str, OrderId] = {}
         self._accepted: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._resumed: list[Presence] = []
@@ -209,6 +210,11 @@ class Issuing:
         """End the pause an order makes after a setback, if it makes one."""
         if (under_way := self._under_way.get(order_id)) is not None:
             under_way.hurry.set()
+
+    def _hurry_orders_of(self, account_id: AccountId) -> None:
+        for under_way in self._under_way.values():
+            if under_way.account_id == account_id:
+                under_way.hurry.set()
 
     async def rest(self, order_id: OrderId) -> None:
         """Wait until an order has ended, or pauses after a setback; returns at once for one without a job."""
@@ -519,6 +525,8 @@ class Issuing:
     async def _attempt(self, order_id: OrderId, presence: Presence) -> None:
         try:
             account = await self._account_of(order_id)
+            if (under_way := self._under_way.get(order_id)) is not None:
+                under_way.account_id = account.id
             if account.status == "pending":
                 await self._waiting.until(ACCOUNTS, account.id, _REGISTRATION_SECONDS, _is_decided)
             async with self._tools.accounts.using(account.id), Place(self._places[account.directory_url]) as place:

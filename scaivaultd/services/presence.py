@@ -87,13 +87,18 @@ class Presence:
     async def present(self, responses: Mapping[str, ChallengeResponse]) -> None:
         """Put responses in place, by challenge URL; those that are there already stay.
 
+        One that is there with another key authorization (the account has another key by now) is replaced.
+
         Raises:
             Timeout: they were not in place in time; what was begun is cleaned up with the rest.
             ChallengeFailed: the solver cannot do it.
         """
-        missing = {url: each for url, each in responses.items() if url not in self._in_place}
+        missing = {
+            url: each for url, each in responses.items() if url not in self._in_place or self._begun.get(url) != each
+        }
         if not missing:
             return
+        await self._take_away([url for url, each in missing.items() if self._begun.get(url, each) != each])
         seconds = self._kind.present_seconds
         try:
             async with asyncio.timeout(seconds):
@@ -103,6 +108,11 @@ class Presence:
                 await side_by_side([self._present(url, each) for url, each in missing.items()], AT_ONCE)
         except TimeoutError as error:
             raise Timeout(f"the challenges were not in place after {seconds:.0f} s") from error
+
+    async def _take_away(self, urls: Sequence[str]) -> None:
+        outdated = [self._begun.pop(url) for url in urls]
+        self._in_place.difference_update(urls)
+        await side_by_side([self._clean_up(each) for each in outdated], AT_ONCE)
 
     async def _claim(self, responses: Mapping[str, ChallengeResponse]) -> None:
         solver = self._solver

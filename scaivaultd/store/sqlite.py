@@ -6,7 +6,9 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from scaivaultd.model.storage import Put
 from scaivaultd.store.batches import MAX_PAGE, check_batch, check_key, check_prefix, check_ttl
+from scaivaultd.store.recent import Recent
 from scaivaultd.store.sqlite_apply import apply, forget_events, has_events, later, release_lease, take_lease
 from scaivaultd.store.sqlite_read import Scan, read_document, read_events, read_page
 from scaivaultd.store.sqlite_runs import GroupCommit, run_each
@@ -35,7 +37,7 @@ class SqliteStore:
     """Documents, outbox and leases in one SQLite file; made by `open`, for one process at a time.
 
     One thread writes, in group commits, and one reads beside it: a read never waits for an fsync,
-    and sees every commit that has returned.
+    and sees every commit that has returned. What was used last is at hand without either.
 
     Expired documents are invisible at once; they are removed, and watchers told, along with the
     next commit of anything.
@@ -46,6 +48,7 @@ class SqliteStore:
     ) -> None:
         self._clock = clock
         self._watchers = Watchers()
+        self._recent = Recent()
         self._outbox_filled = asyncio.Event()
         self._note_outbox(has_events(writer))
         self._writer = SqliteThread("store-writer", writer, GroupCommit(log), capacity=_WRITE_QUEUE, batch=_GROUP)
@@ -79,8 +82,15 @@ class SqliteStore:
     async def get(self, key: str) -> Stored | None:
         """The document at `key` as last committed, or None."""
         check_key(key)
-        now = self._now()
-        return await self._reader.call(lambda connection: read_document(connection, key, now))
+        if (stored := self._recent.get(key)) is not None and self._writer.is_open:
+            return stored
+        now, began = self._now(), self._recent.moment
+        found = await self._reader.call(lambda connection: read_document(connection, key, now))
+        if found is None:
+            return None
+        if not found.expires:
+            self._recent.note_read(found.stored, began)
+        return found.stored
 
     async def scan(
         self,
@@ -116,7 +126,10 @@ class SqliteStore:
         check_batch(changes, events)
         now = self._now()
 
+        expiring = {each.key for each in changes if isinstance(each, Put) and each.ttl_seconds is not None}
+
         def settled(applied: Applied) -> None:
+            self._recent.note_commit(applied.changed, expiring)
             self._watchers.tell(applied.changed)
             if events:
                 self._note_outbox(True)

@@ -24,13 +24,20 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
     limit: int
 
 
-def read_document(connection: sqlite3.Connection, key: str, now: int) -> Stored | None:
+class Found(msgspec.Struct, frozen=True):
+    """A document, and whether its time will be over one day."""
+
+    stored: Stored
+    expires: bool
+
+
+def read_document(connection: sqlite3.Connection, key: str, now: int) -> Found | None:
     """The document at `key`, None when there is none or its time is over."""
     row = connection.execute(
-        "SELECT revision, document FROM documents WHERE key = ? AND (expires_at IS NULL OR expires_at > ?)",
+        "SELECT revision, document, expires_at FROM documents WHERE key = ? AND (expires_at IS NULL OR expires_at > ?)",
         (key, now),
     ).fetchone()
-    return None if row is None else Stored(key=key, revision=row[0], document=row[1])
+    return None if row is None else Found(Stored(key=key, revision=row[0], document=row[1]), row[2] is not None)
 
 
 def read_page(connection: sqlite3.Connection, scan: Scan, now: int) -> Page:

@@ -124,15 +124,26 @@ class SqliteThread:
             raise StorageUnavailable("the store cannot be closed: its disk hangs") from error
         self._thread.join()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether work is still taken."""
+        return not self._is_closing
+
     async def _take_slot(self) -> None:
+        if self._slots.locked():
+            await self._wait_for_slot()
+        else:
+            await self._slots.acquire()
+        if self._is_closing:  # perhaps while we waited
+            self._slots.release()
+            raise StorageUnavailable("the store cannot be used: it is closed")
+
+    async def _wait_for_slot(self) -> None:
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 await self._slots.acquire()
         except TimeoutError as error:
             raise StorageUnavailable("the store cannot be used: it is far behind with its work") from error
-        if self._is_closing:  # perhaps while we waited
-            self._slots.release()
-            raise StorageUnavailable("the store cannot be used: it is closed")
 
     def _serve(self) -> None:
         is_open = True

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 
+import acme.jws
 import josepy
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -35,6 +37,33 @@ def test_a_signature_verifies_and_names_the_algorithm_of_its_key(key_type: KeyTy
     algorithms = {"ES256": josepy.jwa.ES256, "ES384": josepy.jwa.ES384, "RS256": josepy.jwa.RS256}
     signature = base64.urlsafe_b64decode(body["signature"] + "==")
     assert algorithms[algorithm].verify(public.key, signed, signature)
+
+
+@pytest.mark.parametrize("key_type", ["ec-p256", "ec-p384", "rsa-2048"])
+@pytest.mark.parametrize("kid", [None, "https://CA.test/Acct/7?x"])
+@pytest.mark.parametrize("payload", [b"", b'{"a": "\xc3\xa9"}'])
+def test_a_request_is_what_acme_and_josepy_would_send(key_type: KeyType, kid: str | None, payload: bytes) -> None:
+    """Signed here for speed; whatever CAs have got used to stays as it is, all but ECDSA's random numbers."""
+    key = AccountKey(x509.make_key(key_type))
+    algorithms = {"ES256": josepy.jwa.ES256, "ES384": josepy.jwa.ES384, "RS256": josepy.jwa.RS256}
+    url, nonce = 'https://ca/\u00e9"\\?y=1', b"a nonce whose base64url has no unused bits"
+    ours = key.sign(payload, url=url, nonce=signing.base64url(nonce), kid=kid)
+    theirs = acme.jws.JWS.sign(
+        payload, key=key._jwk, alg=algorithms[key.algorithm], nonce=nonce, url=url, kid=kid
+    ).json_dumps()
+    signature = re.compile(rb'"signature": "([\w-]+)"')
+    assert signature.sub(b"", ours) == signature.sub(b"", theirs.encode())
+    lengths = [len(match[1]) for text in (ours, theirs.encode()) if (match := signature.search(text))]
+    assert lengths[0] == lengths[1]
+    if key_type == "rsa-2048":
+        assert ours == theirs.encode()
+
+
+def test_a_signature_keeps_its_length_whatever_the_numbers_are() -> None:
+    """RFC 7518 section 3.4: a small number is padded; one signature in a hundred has one."""
+    key = AccountKey(x509.make_key("ec-p256"))
+    signatures = [json.loads(key.sign(b"", url="u", nonce="n", kid="k"))["signature"] for _ in range(500)]
+    assert {len(each) for each in signatures} == {86}
 
 
 def test_kid_and_jwk_exclude_each_other_and_the_kid_is_verbatim() -> None:

@@ -6,11 +6,13 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
+from scaivaultd.api import messages as m
 from scaivaultd.model.errors import Problem
 from scaivaultd.model.resources import Trouble
-from tests.fakes.care import idle, update
+from tests.fakes.care import CONTEXT, idle, update
 
 HOUR = timedelta(hours=1)
 
@@ -46,7 +48,7 @@ async def test_a_hold_is_told_with_its_page_and_holds_all_orders(world: Any) -> 
     assert dict(await world.events())["account.action_required"]["instance"] == "https://ca.test/terms"
     moment = await until(world, account_id)
     assert timedelta(minutes=59) < moment - world.clock.now() < HOUR + timedelta(minutes=7)
-    reply = await world.accounts.get(type("Request", (), {"id": account_id})(), None)
+    reply = await world.accounts.get(m.AccountById(id=account_id), CONTEXT)
     assert reply.action_required.acme.instance == "https://ca.test/terms"
 
 
@@ -63,7 +65,7 @@ async def test_the_same_trouble_is_told_once_and_another_one_again(world: Any) -
     first = account.action_probe_at
     assert await world.accounts.hold(account, trouble(), order) == first
     assert told(await world.event_types()) == ["account.action_required"]
-    other = await world.issue("b.example.test")
+    other = msgspec.structs.replace(order, attempt=7)
     await world.accounts.hold(account, trouble("https://ca.test/other"), other)
     assert told(await world.event_types()) == ["account.action_required"] * 2
     assert (await world.shown_account(account_id)).action.acme.instance == "https://ca.test/other"

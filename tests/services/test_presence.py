@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from scaivaultd.api import messages as m
@@ -112,6 +113,16 @@ class TestPresence:
         solver.in_place.discard("a")
         await present.present(responses("a", "b"))
         assert solver.in_place == {"b"}
+
+    async def test_another_key_authorization_takes_the_place_of_the_old_one(self, made: Any, solver: Solver) -> None:
+        """After a key change the CA looks for the new one; the old one must not stand beside it for ever."""
+        present = made(solver)
+        await present.present(responses("a", "b"))
+        changed = {url: msgspec.structs.replace(each, key_authorization="new") for url, each in responses("a").items()}
+        await present.present(changed)
+        assert (solver.cleaned, solver.in_place) == (["a"], {"a", "b"})
+        await present.clean_up()
+        assert (sorted(solver.cleaned), solver.in_place) == (["a", "a", "b"], set())
 
     async def test_a_solver_that_breaks_is_named_without_its_words(
         self, made: Any, solver: Solver, logged: Any

@@ -4,194 +4,79 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import deque
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
-import structlog
-from cryptography import x509 as cryptography_x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from scaivaultd.acme import x509
 from scaivaultd.acme.exchange import NotOffered
-from scaivaultd.acme.signing import AccountKey
-from scaivaultd.api import messages as m
-from scaivaultd.api.commands import RequestContext
 from scaivaultd.model.errors import (
     AccountUnusable,
-    BackendRateLimited,
-    CaMisbehaved,
     CaRefused,
-    CaUnavailable,
     Conflict,
     InvalidRequest,
     NotFound,
     RateLimited,
-    ScaivaultError,
-    Timeout,
 )
-from scaivaultd.model.ids import RevocationId
-from scaivaultd.model.resources import CertificateVersion, Issued, Order, Revocation, Trouble, terms_of
-from scaivaultd.model.storage import ABSENT
+from scaivaultd.model.resources import (
+    CertificateVersion,
+    Issued,
+    Revocation,
+)
 from scaivaultd.services import renewals, revoking
 from scaivaultd.services.compromised_keys import is_compromised, spki_sha256_in
 from scaivaultd.services.documents import (
     ACCOUNTS,
     CERTIFICATES,
     COMPROMISED_KEYS,
-    KEYS,
-    ORDERS,
     RENEWALS,
     REVOCATIONS,
     VERSIONS,
 )
 from scaivaultd.services.revocation_at_ca import AT_ONCE
 from scaivaultd.services.revocation_targets import serial_of
-from scaivaultd.services.revoking import Revoking
-from tests.fakes.scripted_ca import ScriptedCa, ScriptedCas, ScriptedClient
+from tests.fakes.revoking import (
+    LOG,
+    HearingCas,
+    Replacements,
+    change,
+    failing,
+    fingerprint,
+    idle,
+    issued,
+    key_thumbprint,
+    leaf_of,
+    opened,
+    plug_in,
+    revoke,
+    shown,
+    told,
+    until,
+)
+from tests.fakes.scripted_ca import ScriptedCa
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from scaivaultd.model.resources import Certificate, RevocationReason
-    from scaivaultd.services.ports import CaClient
-    from tests.fakes.scripted_ca import FakeClock, Issuer
-
-CONTEXT = RequestContext(request_id="req_1")
-LOG = structlog.get_logger()
-JOBS = ("order ", "register ", "revoke ")
-
-
-class Heard(msgspec.Struct, frozen=True):
-    """What the CA was told: the leaf, the reason, and whose key signed (None: the account's)."""
-
-    der: bytes
-    reason: int | None
-    signer: str | None
-
-
-class HearingCas(ScriptedCas):
-    """The way to the scripted CA, with an ear for revocations."""
-
-    def __init__(self, ca: ScriptedCa) -> None:
-        super().__init__(ca)
-        self.heard: list[Heard] = []
-
-    def client(self, directory_url: str, ca_certificates_pem: str | None, key: AccountKey, kid: str | None) -> CaClient:
-        return HearingClient(self._ca, key, kid, self.heard)
-
-
-class HearingClient(ScriptedClient):
-    def __init__(self, ca: ScriptedCa, key: AccountKey, kid: str | None, heard: list[Heard]) -> None:
-        super().__init__(ca, key, kid)
-        self._heard = heard
-
-    async def revoke(
-        self, certificate_der: bytes, reason: int | None = None, *, certificate_key: AccountKey | None = None
-    ) -> bool:
-        signer = None if certificate_key is None else certificate_key.thumbprint
-        self._heard.append(Heard(certificate_der, reason, signer))
-        return await super().revoke(certificate_der, reason, certificate_key=certificate_key)
-
-
-class Replacements:
-    """Stands where orders are made: a test says what becomes of each. It keeps the promises of `Issuing.renew`."""
-
-    def __init__(self, world: Any, issuer: Issuer) -> None:
-        self._world = world
-        self._issuer = issuer
-        self.asked: list[str] = []
-        self.script: deque[Exception] = deque()
-
-    async def renew(self, certificate_id: str, cause: str, *, bulk_id: str | None = None) -> Order:
-        self.asked.append(cause)
-        if self.script:
-            raise self.script.popleft()
-        renewal = await self._world.read(RENEWALS, certificate_id)
-        if renewal.value.order_id is not None:
-            return await self._order(renewal.value.order_id)
-        return await self.begin(certificate_id, cause)
-
-    async def begin(self, certificate_id: str, cause: Any) -> Order:
-        """An order for the next version, as anybody may have asked for it."""
-        certificate = (await self._world.read(CERTIFICATES, certificate_id)).value
-        renewal = await self._world.read(RENEWALS, certificate_id)
-        now = self._world.clock.now()
-        order = Order(
-            **{name: getattr(terms_of(certificate), name) for name in terms_of(certificate).__struct_fields__},
-            id=self._world.ids.order(),
-            auto_renew=True,
-            status="pending",
-            created_at=now,
-            give_up_at=now + timedelta(hours=1),
-            cause=cause,
-            renews=certificate.id,
-            renews_version=certificate.version,
-        )
-        under_way = renewals.under_way(renewal.value, order.id, cause)
-        await self._world.store.commit([ORDERS.put(order), RENEWALS.put(under_way, renewal.revision)])
-        return order
-
-    async def bring(self, order_id: str, *, key_id: str | None = None) -> Certificate:
-        """The order's end: the next version, by default with a key of its own."""
-        order = await self._world.read(ORDERS, order_id)
-        certificate = await self._world.read(CERTIFICATES, order.value.renews)
-        renewal = await self._world.read(RENEWALS, order.value.renews)
-        old: Certificate = certificate.value
-        now = self._world.clock.now()
-        key = x509.make_key("ec-p256") if key_id is None else await opened(self._world, key_id)
-        pem = self._issuer.chain(x509.csr_der(key, old.identifiers), now).decode()
-        leaf = leaf_of(pem)
-        new = msgspec.structs.replace(
-            old,
-            version=old.version + 1,
-            order_id=order.value.id,
-            key_id=key_id,
-            serial_number=x509.serial_text(leaf.serial_number),
-            chain_pem=pem,
-            status="valid",
-            revocation=None,
-        )
-        members = {name: getattr(old, name) for name in Issued.__struct_fields__}
-        valid = msgspec.structs.replace(order.value, status="valid", version=new.version, certificate_id=new.id)
-        await self._world.store.commit(
-            [
-                CERTIFICATES.put(new, certificate.revision),
-                VERSIONS.put(CertificateVersion(**members, certificate_id=old.id)),
-                ORDERS.put(valid, order.revision),
-                RENEWALS.put(renewals.begun(new, renewal.value, now=now, fraction=0.5), renewal.revision),
-            ]
-        )
-        return new
-
-    async def fail(self, order_id: str, detail: str = "no such name") -> None:
-        """The order's other end."""
-        trouble = Trouble(code="challenge_failed", detail=detail)
-        order = await self._world.read(ORDERS, order_id)
-        renewal = await self._world.read(RENEWALS, order.value.renews)
-        later = self._world.clock.now() + timedelta(hours=1)
-        await self._world.store.commit(
-            [
-                ORDERS.put(msgspec.structs.replace(order.value, status="invalid", error=trouble), order.revision),
-                RENEWALS.put(renewals.set_back(renewal.value, trouble, later, goes_on=False), renewal.revision),
-            ]
-        )
-
-    async def _order(self, order_id: str) -> Order:
-        order: Order = (await self._world.read(ORDERS, order_id)).value
-        return order
-
-
-def leaf_of(pem: str) -> cryptography_x509.Certificate:
-    return cryptography_x509.load_pem_x509_certificate(x509.split_chain(pem)[0].encode())
-
-
-async def opened(world: Any, key_id: str) -> bytes:
-    sealed = (await world.read(KEYS, key_id)).value.sealed
-    key: bytes = world.sealer.open(sealed, KEYS.key(key_id), "private_key")
-    return key
+    from tests.fakes.revoking import (
+        LOG,
+        HearingCas,
+        Replacements,
+        change,
+        failing,
+        fingerprint,
+        idle,
+        issued,
+        key_thumbprint,
+        leaf_of,
+        opened,
+        plug_in,
+        revoke,
+        shown,
+        told,
+        until,
+    )
+from tests.fakes.scripted_ca import FakeClock, Issuer
 
 
 @pytest.fixture
@@ -211,97 +96,6 @@ def replacements(world: Any, issuer: Issuer) -> Replacements:
     made = Replacements(world, issuer)
     plug_in(world, made)
     return made
-
-
-def plug_in(world: Any, replacements: Replacements) -> None:
-    """Have replacements ordered there in this life of the daemon."""
-    issuing: Any = replacements
-    world.revoking = Revoking(
-        world.tools,
-        world.jobs,
-        world.waiting,
-        issuing=issuing,
-        renewing=world.renewing,
-        patience_seconds=world.patience_seconds,
-    )
-
-
-async def issued(world: Any, name: str = "a.example.test") -> Certificate:
-    order = await world.issue(name)
-    certificate: Certificate = (await world.read(CERTIFICATES, order.certificate_id)).value
-    if await RENEWALS.get(world.sqlite, certificate.id) is None:
-        renewal = renewals.begun(certificate, None, now=world.clock.now(), fraction=0.5)
-        await world.sqlite.commit([RENEWALS.put(renewal)])
-    await change(world, RENEWALS, certificate.id, poll_at=world.clock.now())
-    return certificate
-
-
-async def change(world: Any, shelf: Any, resource_id: str, **changes: Any) -> None:
-    """Change a document as somebody else would."""
-    current = await world.read(shelf, resource_id)
-    changed = msgspec.structs.replace(current.value, **changes)
-    await world.sqlite.commit([shelf.put(changed, current.revision)])
-
-
-async def revoke(world: Any, **members: Any) -> m.RevocationReply:
-    reply: m.RevocationReply = await world.revoking.revoke(m.RevokeCertificate(**members), CONTEXT)
-    return reply
-
-
-async def failing(world: Any, **members: Any) -> ScaivaultError:
-    """The error a request ends with."""
-    with pytest.raises(ScaivaultError) as caught:
-        await revoke(world, **members)
-    return caught.value
-
-
-async def shown(world: Any, revocation_id: str) -> m.RevocationReply:
-    reply: m.RevocationReply = await world.revoking.get(m.RevocationById(id=revocation_id), CONTEXT)
-    return reply
-
-
-def jobs() -> list[asyncio.Task[Any]]:
-    return [task for task in asyncio.all_tasks() if task.get_name().startswith(JOBS)]
-
-
-async def idle() -> None:
-    async with asyncio.timeout(20):
-        while tasks := jobs():
-            await asyncio.wait(tasks)
-
-
-async def die(world: Any, replacements: Replacements | None = None) -> None:
-    """A kill -9, and the next life up to where revocations go on."""
-    for task in jobs():
-        task.cancel()
-    await asyncio.gather(*jobs(), return_exceptions=True)
-    world.store.before_commit = None
-    await world.die()
-    if replacements is not None:
-        plug_in(world, replacements)
-    await world.revoking.resume()
-
-
-async def told(world: Any) -> list[dict[str, Any]]:
-    """The bodies of all events about revoked versions."""
-    return [body for kind, body in await world.events() if kind == "certificate.revoked"]
-
-
-async def key_thumbprint(world: Any, certificate: Certificate) -> str:
-    assert certificate.key_id is not None
-    return AccountKey(await opened(world, certificate.key_id)).thumbprint
-
-
-async def until(reached: Callable[[], Any]) -> None:
-    """Let the others run until something holds."""
-    async with asyncio.timeout(20):
-        while True:
-            found = reached()
-            if asyncio.iscoroutine(found):
-                found = await found
-            if found:
-                return
-            await asyncio.sleep(0)
 
 
 class TestSerialNumbers:
@@ -651,10 +445,6 @@ class TestAgain:
         assert sorted(each["version"] for each in await told(world)) == [1, 2]
 
 
-def fingerprint(certificate: Certificate) -> str:
-    return hashlib.sha256(leaf_of(certificate.chain_pem).public_bytes(Encoding.DER)).hexdigest()
-
-
 class TestInOurStoreOnly:
     async def test_it_is_done_at_once_and_no_ca_hears_of_it(self, world: Any, certificate: Certificate) -> None:
         """Even for a caller who does not wait: there is nobody to wait for."""
@@ -702,506 +492,6 @@ class TestInOurStoreOnly:
         assert (await world.read(CERTIFICATES, certificate.id)).value.revocation == outside
 
 
-class TestWeather:
-    async def test_it_is_tried_again_until_it_works(self, world: Any, certificate: Certificate) -> None:
-        """A broken CA delays a revocation and does not lose it."""
-        world.ca.script["revoke"].extend([CaUnavailable("502"), CaMisbehaved("no JSON"), CaUnavailable("reset")])
-        reply = await revoke(world, certificate_id=certificate.id)
-        assert (reply.status, reply.error, reply.next_try_at) == ("done", None, None)
-        assert len(world.cas.heard) == 4
-
-    async def test_while_it_waits_the_reply_says_why_and_until_when(self, world: Any, certificate: Certificate) -> None:
-        """The CA's Retry-After is kept to."""
-        gate = asyncio.Event()
-        world.ca.script["revoke"].extend([BackendRateLimited("slowly", retry_after=900.0), gate.wait])
-        start = world.clock.now()
-        pending = await revoke(world, certificate_id=certificate.id, wait_seconds=0)
-        await until(lambda: len(world.cas.heard) == 2)
-        assert world.clock.now() - start >= timedelta(seconds=900)
-        waiting = await shown(world, pending.id)
-        assert (waiting.status, waiting.error and waiting.error.code) == ("pending", "backend_rate_limited")
-        assert waiting.next_try_at is not None
-        gate.set()
-        await idle()
-        assert (await shown(world, pending.id)).status == "done"
-
-    @pytest.mark.parametrize(
-        ("weather", "kind"),
-        [
-            (CaUnavailable("502", 30.0), CaUnavailable),
-            (BackendRateLimited("slowly", retry_after=60.0), BackendRateLimited),
-            (CaMisbehaved("no JSON"), CaRefused),
-        ],
-    )
-    async def test_patience_ends_with_the_error_the_caller_would_have_seen(
-        self, world: Any, certificate: Certificate, weather: Exception, kind: type[ScaivaultError]
-    ) -> None:
-        """And with a resource that says so; asked again it is a new revocation."""
-        world.ca.script["revoke"].extend([weather] * 200)
-        error = await failing(world, certificate_id=certificate.id)
-        assert type(error) is kind
-        (failed,) = await REVOCATIONS.all(world.sqlite, LOG, status="failed")
-        assert (failed.value.next_try_at, failed.value.error.detail) == (None, error.detail)
-        assert world.clock.now() <= failed.value.give_up_at
-        assert world.said("revocation.failed")[0]["revocation_id"] == failed.value.id
-        world.ca.script["revoke"].clear()
-        assert (await revoke(world, certificate_id=certificate.id)).status == "done"
-
-    async def test_a_store_that_is_down_for_a_while_is_waited_for(self, world: Any, certificate: Certificate) -> None:
-        """The CA has done it; that must be written down sooner or later."""
-
-        def go_down() -> None:
-            world.store.is_down = True
-
-        world.ca.script["revoke"].append(go_down)
-        pending = await revoke(world, certificate_id=certificate.id, wait_seconds=0)
-        await until(lambda: world.said("revocation.store_unavailable"))
-        world.store.is_down = False
-        await idle()
-        assert (await shown(world, pending.id)).status == "done"
-        assert len(await told(world)) == 1
-
-    async def test_an_error_nobody_foresaw_is_tried_again_and_hidden_from_the_caller(
-        self, world: Any, certificate: Certificate
-    ) -> None:
-        """Its text is for the log."""
-        world.ca.script["revoke"].append(ValueError("a secret thing"))
-        pending = await revoke(world, certificate_id=certificate.id)
-        assert pending.status == "done"
-        assert world.said("job.attempt_failed")
-
-
-class TestMeanwhile:
-    async def test_a_version_that_becomes_an_earlier_one_is_marked_where_it_is_then(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """A renewal may come in while the CA is asked: the new version stays valid and looked after."""
-        order = await replacements.begin(certificate.id, "schedule")
-
-        async def bring() -> None:
-            await replacements.bring(order.id)
-
-        world.ca.script["revoke"].append(bring)
-        assert (await revoke(world, certificate_id=certificate.id)).status == "done"
-        current = (await world.read(CERTIFICATES, certificate.id)).value
-        assert (current.version, current.status, current.revocation) == (2, "valid", None)
-        assert (await world.read(VERSIONS, f"{certificate.id}.00000001")).value.status == "revoked"
-        assert (await world.shown(order.id)).status == "valid"
-        assert (await world.shown(certificate.order_id)).status == "revoked"
-        assert (await world.read(RENEWALS, certificate.id)).value.is_stopped is False
-        (event,) = await told(world)
-        assert (event["version"], event["is_current"]) == (1, False)
-
-    @pytest.mark.parametrize("shelf", [CERTIFICATES, ORDERS, RENEWALS, REVOCATIONS])
-    async def test_documents_that_others_write_in_the_same_moment_are_read_again(
-        self, world: Any, certificate: Certificate, shelf: Any
-    ) -> None:
-        """The end is one commit over documents of several owners."""
-        pending: list[str] = []
-
-        async def interfere(changes: Any) -> None:
-            if len(changes) < 3:
-                return
-            world.store.before_commit = None
-            (request,) = await REVOCATIONS.all(world.sqlite, LOG)
-            pending.append(request.value.id)
-            ids = {CERTIFICATES: certificate.id, ORDERS: certificate.order_id, RENEWALS: certificate.id}
-            await change(world, shelf, ids.get(shelf, request.value.id))
-
-        world.store.before_commit = interfere
-        assert (await revoke(world, certificate_id=certificate.id)).status == "done"
-        assert pending
-        assert len(await told(world)) == 1
-        assert (await world.shown(certificate.order_id)).status == "revoked"
-        assert (await world.read(RENEWALS, certificate.id)).value.is_stopped
-        assert len(world.cas.heard) == 1
-
-    async def test_an_order_under_way_is_left_to_bring_its_version(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """It was asked for; only what would come by itself afterwards does not."""
-        order = await replacements.begin(certificate.id, "request")
-        await revoke(world, certificate_id=certificate.id)
-        renewal = (await world.read(RENEWALS, certificate.id)).value
-        assert (renewal.order_id, renewal.is_stopped, renewal.poll_at) == (order.id, True, None)
-        assert (await world.shown(order.id)).status == "pending"
-        assert replacements.asked == []
-        await replacements.bring(order.id)
-        assert (await world.read(RENEWALS, certificate.id)).value.is_stopped is False
-
-    async def test_documents_from_before_there_were_renewals_do_not_stand_in_the_way(
-        self, world: Any, certificate: Certificate
-    ) -> None:
-        """Old stores have neither a renewal nor, after pruning, the order."""
-        await change(world, CERTIFICATES, certificate.id, order_id="acme_order_gone")
-        await world.sqlite.commit([_gone(RENEWALS.key(certificate.id))])
-        assert (await revoke(world, certificate_id=certificate.id)).status == "done"
-
-    async def test_an_order_that_is_not_valid_keeps_its_state(self, world: Any, certificate: Certificate) -> None:
-        """Only what brought the version can have it revoked."""
-        await world.change(certificate.order_id, status="expired")
-        await revoke(world, certificate_id=certificate.id)
-        assert (await world.shown(certificate.order_id)).status == "expired"
-
-
-def _gone(key: str) -> Any:
-    from scaivaultd.model.storage import Delete
-
-    return Delete(key=key)
-
-
-class TestReplacing:
-    async def test_the_new_version_comes_first(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """In between both are good: no outage for whoever serves the certificate."""
-        pending = await revoke(world, certificate_id=certificate.id, replace=True, wait_seconds=0)
-        order_id = await self.ordered(world, pending.id)
-        assert replacements.asked == ["revocation"]
-        for _ in range(200):
-            await asyncio.sleep(0)
-        assert world.cas.heard == []
-        await replacements.bring(order_id)
-        await idle()
-        done = await shown(world, pending.id)
-        assert (done.status, done.version, done.order_id) == ("done", 1, order_id)
-        current = (await world.read(CERTIFICATES, certificate.id)).value
-        assert (current.version, current.status) == (2, "valid")
-        assert [each.der for each in world.cas.heard] == [leaf_of(certificate.chain_pem).public_bytes(Encoding.DER)]
-        assert (await world.read(VERSIONS, f"{certificate.id}.00000001")).value.status == "revoked"
-        assert (await world.read(RENEWALS, certificate.id)).value.is_stopped is False
-        assert (await world.shown(order_id)).status == "valid"
-        assert (await world.shown(certificate.order_id)).status == "revoked"
-
-    async def ordered(self, world: Any, revocation_id: str, other_than: str | None = None) -> str:
-        found: list[str] = []
-
-        async def look() -> bool:
-            reply = await shown(world, revocation_id)
-            if reply.order_id is None or reply.order_id == other_than:
-                return False
-            found.append(reply.order_id)
-            return True
-
-        await until(look)
-        return found[0]
-
-    async def test_a_caller_who_waits_hears_of_the_end(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """One request, and it is done when the answer comes."""
-        asked = asyncio.create_task(revoke(world, certificate_id=certificate.id, replace=True, reason="key_compromise"))
-        await until(lambda: REVOCATIONS.all(world.sqlite, LOG))
-        (request,) = await REVOCATIONS.all(world.sqlite, LOG)
-        await replacements.bring(await self.ordered(world, request.value.id))
-        async with asyncio.timeout(10):
-            assert (await asked).status == "done"
-        assert [each.signer for each in world.cas.heard] == [await key_thumbprint(world, certificate)]
-
-    async def test_in_our_store_only_it_is_replaced_first_too(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """`use_acme` says who hears of the revocation, and nothing of what comes before."""
-        pending = await revoke(world, certificate_id=certificate.id, replace=True, use_acme=False, wait_seconds=0)
-        await replacements.bring(await self.ordered(world, pending.id))
-        await idle()
-        assert [(each["origin"], each["version"]) for each in await told(world)] == [("store", 1)]
-        assert world.cas.heard == []
-
-    async def test_only_a_current_version_can_be_replaced(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """An earlier one has been."""
-        await replacements.bring((await replacements.begin(certificate.id, "schedule")).id)
-        error = await failing(world, certificate_id=certificate.id, version=1, replace=True)
-        assert isinstance(error, InvalidRequest)
-        assert [each.pointer for each in error.fields] == ["/replace"]
-        assert await REVOCATIONS.all(world.sqlite, LOG) == []
-
-    async def test_a_callers_csr_cannot_be_replaced_from_here(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """The same CSR has the same key: the caller has to bring another one."""
-        terms = msgspec.structs.replace(terms_of(certificate), csr_der=b"csr")
-        await change(world, CERTIFICATES, certificate.id, terms=terms)
-        error = await failing(world, certificate_id=certificate.id, replace=True, reason="key_compromise")
-        assert isinstance(error, Conflict)
-        assert "pki.certificates.update" in error.detail
-        assert replacements.asked == []
-        assert await COMPROMISED_KEYS.all(world.sqlite, LOG) == []
-
-    async def test_a_replacement_that_cannot_be_ordered_is_said_and_nothing_is_revoked(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """Revoking a version in service without one would be an outage."""
-        replacements.script.append(AccountUnusable("no account can order"))
-        error = await failing(world, certificate_id=certificate.id, replace=True)
-        assert (type(error), error.detail) == (AccountUnusable, "no account can order")
-        assert world.cas.heard == []
-
-    async def test_weather_at_the_order_is_waited_out(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """A full backlog is no reason to fail."""
-        replacements.script.append(RateLimited("full", 60))
-        pending = await revoke(world, certificate_id=certificate.id, replace=True, wait_seconds=0)
-        order_id = await self.ordered(world, pending.id)
-        assert (await shown(world, pending.id)).error is None
-        await replacements.bring(order_id)
-        await idle()
-        assert (await shown(world, pending.id)).status == "done"
-
-    async def test_a_failed_order_is_shown_and_the_next_one_of_the_renewal_counts(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """The certificate's renewal tries again at its own pace; nothing is ordered beside it."""
-        pending = await revoke(world, certificate_id=certificate.id, replace=True, wait_seconds=0)
-        first = await self.ordered(world, pending.id)
-        await replacements.fail(first, "no such name")
-
-        async def is_shown() -> bool:
-            error = (await shown(world, pending.id)).error
-            return error is not None and error.detail == "no such name"
-
-        await until(is_shown)
-        assert (await shown(world, pending.id)).status == "pending"
-        second = await replacements.begin(certificate.id, "revocation")
-        await replacements.bring(second.id)
-        await idle()
-        assert (await shown(world, pending.id)).status == "done"
-        assert replacements.asked == ["revocation"]
-
-    async def test_the_next_order_of_the_renewal_is_followed(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """Who looks finds the order that is under way now."""
-        pending = await revoke(world, certificate_id=certificate.id, replace=True, wait_seconds=0)
-        first = await self.ordered(world, pending.id)
-        await replacements.fail(first)
-        second = await replacements.begin(certificate.id, "revocation")
-        assert await self.ordered(world, pending.id, other_than=first) == second.id
-        await replacements.bring(second.id)
-        await idle()
-        assert (await shown(world, pending.id)).status == "done"
-
-    async def test_an_order_under_way_that_brings_the_old_key_again_does_not_count(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """`reuse_key` made it so; a compromised key must not live on in the replacement."""
-        scheduled = await replacements.begin(certificate.id, "schedule")
-        pending = await revoke(
-            world, certificate_id=certificate.id, replace=True, reason="key_compromise", wait_seconds=0
-        )
-        assert await self.ordered(world, pending.id) == scheduled.id
-        await replacements.bring(scheduled.id, key_id=certificate.key_id)
-        fresh = await self.ordered(world, pending.id, other_than=scheduled.id)
-        assert world.cas.heard == []
-        await replacements.bring(fresh)
-        await idle()
-        assert (await shown(world, pending.id)).status == "done"
-        assert (await world.read(VERSIONS, f"{certificate.id}.00000001")).value.status == "revoked"
-        assert replacements.asked == ["revocation", "revocation"]
-
-    async def test_a_replacement_with_the_old_key_is_never_ordered_in_circles(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """Each order counts at the CA."""
-        pending = await revoke(world, certificate_id=certificate.id, replace=True, wait_seconds=0)
-        await replacements.bring(await self.ordered(world, pending.id), key_id=certificate.key_id)
-        await idle()
-        failed = await shown(world, pending.id)
-        assert (failed.status, failed.error and failed.error.code) == ("failed", "conflict")
-        assert replacements.asked == ["revocation"]
-        assert world.cas.heard == []
-
-    async def test_without_a_replacement_in_time_nothing_is_revoked(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """A week, and then a person has to decide; the last cause is told."""
-        pending = await revoke(world, certificate_id=certificate.id, replace=True, wait_seconds=0)
-        await replacements.fail(await self.ordered(world, pending.id), "no such name")
-
-        async def is_shown() -> bool:
-            return (await shown(world, pending.id)).error is not None
-
-        await until(is_shown)
-        world.clock.advance(timedelta(days=6, hours=23).total_seconds())
-        world.waiting.end()
-        slept = len(world.clock.slept)
-        await idle()
-        failed = await shown(world, pending.id)
-        assert failed.status == "failed"
-        assert failed.error is not None
-        assert failed.error.code == Timeout.code
-        assert "no such name" in failed.error.detail
-        assert len(world.clock.slept) - slept >= 3600
-        assert world.cas.heard == []
-        assert (await world.read(CERTIFICATES, certificate.id)).value.status == "valid"
-
-    async def test_who_cannot_wait_any_more_revokes_without_a_replacement(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """The replacement does not come, and the key is in wrong hands."""
-        members = {"certificate_id": certificate.id, "reason": "key_compromise", "wait_seconds": 0}
-        pending = await revoke(world, replace=True, **members)
-        await replacements.fail(await self.ordered(world, pending.id))
-        joined = await revoke(world, replace=True, **members)
-        assert (joined.id, joined.replace) == (pending.id, True)
-        joined = await revoke(world, **members)
-        assert (joined.id, joined.replace) == (pending.id, False)
-        world.waiting.end()
-        await idle()
-        assert (await shown(world, pending.id)).status == "done"
-        assert (await world.read(CERTIFICATES, certificate.id)).value.status == "revoked"
-        assert (await world.read(RENEWALS, certificate.id)).value.is_stopped
-
-
-class TestKilled:
-    async def test_between_any_two_steps_it_goes_on_and_is_told_once(
-        self, world: Any, certificate: Certificate
-    ) -> None:
-        """Two commits and one request to the CA; the kill comes before or behind each."""
-        steps: list[Callable[[], asyncio.Event]] = [
-            lambda: at_commit(world, 2),
-            lambda: at_ca(world, certificate, acts=False),
-            lambda: at_ca(world, certificate, acts=True),
-        ]
-        for number, step in enumerate(steps):
-            other = await issued(world, f"killed{number}.example.test")
-            certificate = other
-            reached = step()
-            pending = await revoke(world, certificate_id=other.id, reason="key_compromise", wait_seconds=0)
-            async with asyncio.timeout(10):
-                await reached.wait()
-            await die(world)
-            await idle()
-            done = await shown(world, pending.id)
-            assert done.status == "done"
-            assert [each["certificate_id"] for each in await told(world)].count(other.id) == 1
-            assert (await world.read(CERTIFICATES, other.id)).value.status == "revoked"
-
-    async def test_before_it_is_written_down_nothing_has_happened(self, world: Any, certificate: Certificate) -> None:
-        """The caller had no answer and asks again."""
-        reached = at_commit(world, 1)
-        asked = asyncio.create_task(revoke(world, certificate_id=certificate.id, reason="key_compromise"))
-        async with asyncio.timeout(10):
-            await reached.wait()
-        asked.cancel()
-        await die(world)
-        await idle()
-        assert await REVOCATIONS.all(world.sqlite, LOG) == []
-        assert world.cas.heard == []
-        assert (await revoke(world, certificate_id=certificate.id, reason="key_compromise")).status == "done"
-
-    async def test_a_lost_answer_is_already_revoked_the_next_time(self, world: Any, certificate: Certificate) -> None:
-        """And the event is told once."""
-
-        def lose() -> Exception:
-            world.ca.revoked.add(fingerprint(certificate))
-            return CaUnavailable("reset")
-
-        world.ca.script["revoke"].append(lose)
-        reply = await revoke(world, certificate_id=certificate.id)
-        assert (reply.status, reply.was_revoked_already) == ("done", True)
-        assert len(await told(world)) == 1
-
-    async def test_a_pause_outlives_the_restart(self, world: Any, certificate: Certificate) -> None:
-        """A CA that asked for an hour is not asked by the next life at once."""
-        gate = asyncio.Event()
-        world.ca.script["revoke"].append(BackendRateLimited("slowly", retry_after=1800.0))
-        asleep = at_sleep(world, gate)
-        pending = await revoke(world, certificate_id=certificate.id, wait_seconds=0)
-        async with asyncio.timeout(10):
-            await asleep.wait()
-        start = world.clock.now()
-        world.clock.sleep = type(world.clock).sleep.__get__(world.clock)
-        await die(world)
-        await idle()
-        assert (await shown(world, pending.id)).status == "done"
-        assert world.clock.now() - start >= timedelta(seconds=1800)
-        assert (await REVOCATIONS.get(world.sqlite, pending.id)).value.attempt == 1
-
-    @pytest.mark.parametrize("commit", [2, 3])
-    async def test_the_order_for_the_replacement_is_made_once(
-        self, world: Any, certificate: Certificate, replacements: Replacements, commit: int
-    ) -> None:
-        """Before it was made, or made and not written down in the revocation: one order in the end."""
-        reached = at_commit(world, commit)
-        pending = await revoke(world, certificate_id=certificate.id, replace=True, wait_seconds=0)
-        async with asyncio.timeout(10):
-            await reached.wait()
-        await die(world, replacements)
-        order_id = await TestReplacing().ordered(world, pending.id)
-        assert len([each for each in await ORDERS.all(world.sqlite, LOG) if each.value.renews]) == 1
-        await replacements.bring(order_id)
-        await idle()
-        assert (await shown(world, pending.id)).status == "done"
-
-    async def test_a_replacement_that_came_while_we_were_down_is_seen(
-        self, world: Any, certificate: Certificate, replacements: Replacements
-    ) -> None:
-        """Nobody tells of it a second time: the documents do."""
-        pending = await revoke(world, certificate_id=certificate.id, replace=True, wait_seconds=0)
-        order_id = await TestReplacing().ordered(world, pending.id)
-        for task in jobs():
-            task.cancel()
-        await asyncio.gather(*jobs(), return_exceptions=True)
-        await replacements.bring(order_id)
-        await die(world, replacements)
-        await idle()
-        assert (await shown(world, pending.id)).status == "done"
-        assert replacements.asked == ["revocation"]
-
-    async def test_what_has_ended_does_not_go_on(self, world: Any, certificate: Certificate, ca_refuses: Any) -> None:
-        """A start asks no CA about the past."""
-        world.ca.script["revoke"].append(ca_refuses("malformed"))
-        await failing(world, certificate_id=certificate.id)
-        await revoke(world, certificate_id=certificate.id)
-        await die(world)
-        await idle()
-        assert len(world.cas.heard) == 2
-
-
-def at_commit(world: Any, number: int) -> asyncio.Event:
-    """Hang for ever before the commit of that number from now; the event says that it is there."""
-    reached, seen = asyncio.Event(), [0]
-
-    async def hang(_: Any) -> None:
-        seen[0] += 1
-        if seen[0] == number:
-            reached.set()
-            await asyncio.Event().wait()
-
-    world.store.before_commit = hang
-    return reached
-
-
-def at_ca(world: Any, certificate: Certificate, *, acts: bool) -> asyncio.Event:
-    """Hang for ever in the next request to the CA, before or after it has acted."""
-    reached = asyncio.Event()
-
-    async def hang() -> None:
-        if acts:
-            world.ca.revoked.add(fingerprint(certificate))
-        reached.set()
-        await asyncio.Event().wait()
-
-    world.ca.script["revoke"].append(hang)
-    return reached
-
-
-def at_sleep(world: Any, gate: asyncio.Event) -> asyncio.Event:
-    """Hang in the next sleep."""
-    reached = asyncio.Event()
-
-    async def hang(seconds: float) -> None:
-        reached.set()
-        await gate.wait()
-
-    world.clock.sleep = hang
-    return reached
-
-
 async def test_what_the_job_logs_and_tells_holds_no_secret(
     world: Any, certificate: Certificate, ca_refuses: Any
 ) -> None:
@@ -1214,5 +504,3 @@ async def test_what_the_job_logs_and_tells_holds_no_secret(
         assert "PRIVATE KEY" not in text
         assert repr(key)[2:40] not in text
         assert pem.splitlines()[1] not in text
-    assert RevocationId(reply.id).startswith("revocation_")
-    assert ABSENT == 0
