@@ -1,7 +1,7 @@
 """The daemon under cProfile: `python -m bench.profiled STATISTICS --config FILE`; watched from ready to its end.
 
 Only the event loop's thread is seen, and seeing it makes Python code look dearer than C: good for shares, not for
-absolute figures.
+absolute figures. By the wall clock: a machine that is busy with other things charges whoever was interrupted.
 """
 
 from __future__ import annotations

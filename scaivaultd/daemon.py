@@ -221,7 +221,6 @@ class Daemon:
                 http01_port=settings.preflight.http01_port,
                 tlsalpn01_port=settings.preflight.tlsalpn01_port,
                 user_agent=USER_AGENT,
-                clock=self._clock,
             ),
             clock=self._clock,
             log=log,

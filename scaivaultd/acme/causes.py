@@ -27,8 +27,8 @@ _ACME_ERROR = "urn:ietf:params:acme:error:"
 
 _REMEDIES = {
     "caa": (
-        "A CAA record of the name forbids this CA, account or challenge type: change the record (it may also stand at a "
-        "parent name), or order from a CA that it permits."
+        "A CAA record of the name forbids this CA, account or challenge type: change the record (it may also stand at "
+        "a parent name), or order from a CA that it permits."
     ),
     "rejectedIdentifier": "This CA will not certify the name: take it out of the certificate, or use another CA.",
     "userActionRequired": (

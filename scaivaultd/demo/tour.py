@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from scaivaultd.demo.tour_acts import by_dns01, by_http01, by_tlsalpn01, register
+from scaivaultd.demo.tour_acts import by_dns01, by_http01, by_tlsalpn01, register, renew
 from scaivaultd.demo.tour_caller import connect
 from scaivaultd.demo.tour_ending import Ending, Interrupted
 from scaivaultd.demo.tour_farewell import explain
@@ -70,9 +70,10 @@ async def _tour(folder: Path, *, keep: bool, ca: str) -> None:
 async def _acts(stage: Stage, stack: AsyncExitStack, *, keep: bool) -> None:
     caller = await connect(stage.nats_login()["url"], stack)
     account_id = await register(caller, stage)
-    await by_http01(caller, stage, account_id)
+    certificate_id = await by_http01(caller, stage, account_id)
     await by_tlsalpn01(caller, stage, account_id)
     await by_dns01(caller, stage, account_id)
+    await renew(caller, certificate_id)
     explain(stage, account_id, keep=keep)
 
 

@@ -1,4 +1,4 @@
-"""What the guided run shows: an account, and a certificate by each of the three challenges."""
+"""What the guided run shows: an account, a certificate by each of the three challenges, and a renewal."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ async def register(caller: Caller, stage: Stage) -> str:
     return str(account["id"])
 
 
-async def by_http01(caller: Caller, stage: Stage, account_id: str) -> None:
-    """A name, proven by a file."""
+async def by_http01(caller: Caller, stage: Stage, account_id: str) -> str:
+    """A name, proven by a file; returns the id of its certificate."""
     heading(f"1. http-01: the CA fetches a file from the daemon, port {stage.http01_port}\n")
-    await _issue(caller, account_id, "http-01", f"www.{ZONE}")
+    return await _issue(caller, account_id, "http-01", f"www.{ZONE}")
 
 
 async def by_tlsalpn01(caller: Caller, stage: Stage, account_id: str) -> None:
@@ -47,13 +47,29 @@ async def by_dns01(caller: Caller, stage: Stage, account_id: str) -> None:
     await show_gone(caller, f"*.{ZONE}")
 
 
-async def _issue(caller: Caller, account_id: str, challenge_type: str, *names: str) -> None:
+async def renew(caller: Caller, certificate_id: str) -> None:
+    """A renewal ahead of its time: the next version of the same certificate."""
+    heading("4. A renewal, which comes by itself otherwise: another version, with another key\n")
+    certificate = await caller.ask("pki.certificates.get", id=certificate_id)
+    say("", f"version {certificate['version']} would be renewed on {certificate['renewal']['moment'][:10]} by itself")
+    ordered = await caller.ask("pki.certificates.renew", id=certificate_id)
+    say("order", ordered["order_id"])
+    await _watch(caller, ordered)
+    renewed = await caller.event("certificate.renewed", certificate_id)
+    say("", f"version {renewed['version']}, serial {renewed['serial_number']}")
+    listed = await caller.ask("pki.certificates.versions", id=certificate_id)
+    say("", f"versions {', '.join(str(each['version']) for each in listed['items'])} can be fetched")
+
+
+async def _issue(caller: Caller, account_id: str, challenge_type: str, *names: str) -> str:
     ordered = await caller.ask(
         "pki.acme.issue", account_id=account_id, domains=list(names), challenge_type=challenge_type
     )
     say("order", ordered["order_id"])
     say("", f"for {', '.join(ordered['domains'])} by {ordered['challenge_type']}")
-    await _show_certificate(caller, await _watch(caller, ordered))
+    certificate_id = await _watch(caller, ordered)
+    await _show_certificate(caller, certificate_id)
+    return certificate_id
 
 
 async def _watch(caller: Caller, ordered: Any) -> str:

@@ -100,14 +100,19 @@ class Publisher:
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     async def _carry(self) -> None:
+        acknowledged: dict[str, int] = {}
         for pending in await self._outbox.pending_events(_BATCH):
-            await self._publish(pending)
-            # One by one: a crash then repeats one event at the most.
-            await self._outbox.forget_events([pending.sequence])
+            subject = f"{self._events_root}.{pending.event.type}.{pending.event.resource_id}"
+            if subject in acknowledged:
+                # After a crash the stream is asked for the last event of a subject: it can speak for one only.
+                await self._outbox.forget_events(list(acknowledged.values()))
+                acknowledged.clear()
+            await self._publish(pending, subject)
+            acknowledged[subject] = pending.sequence
+        await self._outbox.forget_events(list(acknowledged.values()))
 
-    async def _publish(self, pending: Pending) -> None:
+    async def _publish(self, pending: Pending, subject: str) -> None:
         event = pending.event
-        subject = f"{self._events_root}.{event.type}.{event.resource_id}"
         if self._is_doubtful(pending) and await self._last_event_id(subject) == event.id:
             return
         headers = {**cloud_event_headers(event, self._source), "Nats-Msg-Id": event.id}

@@ -71,7 +71,7 @@ class AddressGuard:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or 443
         try:
-            results = await _in_time(_look_up, host, port, socket.AF_UNSPEC)
+            results = await _in_time(ask_the_system, host, port, socket.AF_UNSPEC)
         except OSError:
             return
         except UnicodeError as error:
@@ -98,7 +98,7 @@ class GuardedResolver(AbstractResolver):
     def __init__(self, guard: AddressGuard, look_up: LookUp | None = None) -> None:
         """`look_up` asks somebody else than the system."""
         self._guard = guard
-        self._look_up = look_up or _look_up
+        self._look_up = look_up or ask_the_system
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -122,7 +122,7 @@ async def _in_time(look_up: LookUp, host: str, port: int, family: socket.Address
         raise OSError(f"no nameserver answered for {host} within {RESOLVE_SECONDS:.0f} s") from None
 
 
-async def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+async def ask_the_system(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[ResolveResult]] = loop.create_future()
 

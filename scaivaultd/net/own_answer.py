@@ -19,12 +19,11 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from cryptography import x509
 from yarl import URL
 
-from scaivaultd.net.guard import _look_up
+from scaivaultd.net.guard import ask_the_system
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from scaivaultd.model.clock import Clock
     from scaivaultd.net.guard import LookUp
 
 CONNECT_SECONDS = 3.0
@@ -56,7 +55,6 @@ class OwnAnswers:
         http01_port: int,
         tlsalpn01_port: int,
         user_agent: str,
-        clock: Clock,
         connect_seconds: float = CONNECT_SECONDS,
         total_seconds: float = TOTAL_SECONDS,
         look_up: LookUp | None = None,
@@ -68,7 +66,7 @@ class OwnAnswers:
         self._user_agent = user_agent
         self._connect_seconds = connect_seconds
         self._total_seconds = total_seconds
-        self._look_up = look_up or _look_up
+        self._look_up = look_up or ask_the_system
 
     async def http01(self, host: str, token: str, expected: str) -> str | None:
         """What stands in the way of the key authorization at `host`, in words; None when it is there."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scaivaultd.model.errors import ScaivaultError
 
 BODY_MAX = 64 << 10
-_TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=10)
+CONNECT_SECONDS = 10.0
 _KEY_ID = re.compile(r"[\x21-\x7e]{1,500}")
 _HMAC_KEY = re.compile(r"[A-Za-z0-9_-]{1,500}={0,2}")
 _ERROR_TYPE = re.compile(r"[a-z]{1,40}(_[a-z]{1,40}){1,12}")
@@ -36,7 +36,10 @@ _TOO_MANY_PAUSE_SECONDS = 3600.0
 class ZeroSslEab:
     """Asks ZeroSSL for a key identifier and a MAC key, by access key or by e-mail address."""
 
-    def __init__(self, api_url: str, *, trust_files: Sequence[Path], user_agent: str) -> None:
+    def __init__(
+        self, api_url: str, *, trust_files: Sequence[Path], user_agent: str, timeout_seconds: float = 30.0
+    ) -> None:
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=CONNECT_SECONDS)
         self._api_url = api_url.rstrip("/")
         self._trust_files = trust_files
         self._user_agent = user_agent
@@ -69,7 +72,7 @@ class ZeroSslEab:
             context.load_verify_locations(cafile=path)
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=context),
-            timeout=_TIMEOUT,
+            timeout=self._timeout,
             # Nothing compressed: a body of a kilobyte must not unfold into gigabytes.
             auto_decompress=False,
             headers={"User-Agent": self._user_agent, "Accept": "application/json", "Accept-Encoding": "identity"},

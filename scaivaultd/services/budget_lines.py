@@ -166,7 +166,7 @@ class Lines:
         if not ahead:
             return Turn()
         foreseen = min(ahead, FORESEEN_MAX)
-        if False:
+        if len(lines) == 1:
             course = lines[0].course_of(now, ledger, foreseen)
             last = lines[0].entries[ahead - 1]
         else:

@@ -148,7 +148,8 @@ class Failing:
         trouble = msgspec.structs.replace(trouble, retryable=True, retry_at=until)
         if await self._turn_to_another(cause, trouble):
             return
-        fields: dict[str, Any] = {"error": trouble, "next_try_at": until, "give_up_at": order.give_up_at + (until - now)}
+        give_up_at = order.give_up_at + (until - now)
+        fields: dict[str, Any] = {"error": trouble, "next_try_at": until, "give_up_at": give_up_at}
         first_time = order.error is None or order.error.acme != trouble.acme
         if order.renews is not None and first_time:
             await self._commit_renewal(trouble, until, goes_on=True, next_account=None, fields=fields)

@@ -338,7 +338,8 @@ class Pursuit:
 
     async def _look_at_ourselves(self, responses: Mapping[str, ChallengeResponse]) -> None:
         if verdicts := await self._tools.preflight.before_answer(self.order, responses):
-            await self._record.commit(preflight=(*self.order.preflight, *verdicts))
+            before = (each for each in self.order.preflight if each.check != "reachability")
+            await self._record.commit(preflight=(*before, *verdicts))
 
     async def _journal(self, challenges: Sequence[wire.Challenge], responses: Mapping[str, ChallengeResponse]) -> None:
         known = {each.url: each for each in self.order.challenges}

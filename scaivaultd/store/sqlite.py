@@ -82,7 +82,7 @@ class SqliteStore:
     async def get(self, key: str) -> Stored | None:
         """The document at `key` as last committed, or None."""
         check_key(key)
-        if (stored := self._recent.get(key)) is not None and self._writer.is_open:
+        if (stored := self._recent.get(key)) is not None and self._reader.is_open:
             return stored
         now, began = self._now(), self._recent.moment
         found = await self._reader.call(lambda connection: read_document(connection, key, now))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from scaivaultd.api import messages as m
 from scaivaultd.api.commands import RequestContext
+from scaivaultd.model.errors import ScaivaultError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -86,3 +89,10 @@ def deactivate(world: Any, account_id: str, **members: Any) -> Coroutine[Any, An
 def update(world: Any, account_id: str, **members: Any) -> Coroutine[Any, Any, m.AccountReply]:
     reply: Coroutine[Any, Any, m.AccountReply] = world.care.update(m.UpdateAccount(id=account_id, **members), CONTEXT)
     return reply
+
+
+async def failing(world: Any, **changes: Any) -> ScaivaultError:
+    """The error a registration ends with."""
+    with pytest.raises(ScaivaultError) as caught:
+        await world.account(**changes)
+    return caught.value

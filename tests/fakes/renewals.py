@@ -55,7 +55,8 @@ class SteppedClock(FakeClock):
     def advance(self, seconds: float) -> None:
         super().advance(seconds)
         for until, sleeper in self._sleepers:
-            if until <= self._monotonic and not sleeper.done():
+            # Sums of fractions are not exact, and a sleeper that is late by nothing would sleep for ever.
+            if until <= self._monotonic + 0.00001 and not sleeper.done():
                 sleeper.set_result(None)
 
     def set_to(self, moment: datetime) -> None:
@@ -346,7 +347,8 @@ class RenewalRig:
                 if self._running is not None and self._running.done():
                     await self._running
                 if tasks := self.busy():
-                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    # Not longer: by then it may be one of those that hang.
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=0.002)
                 await asyncio.sleep(0)
 
     def _is_settled(self) -> bool:

@@ -18,24 +18,10 @@ from scaivaultd.acme import x509
 from scaivaultd.acme.signing import AccountKey
 from scaivaultd.api import messages as m
 from scaivaultd.api.commands import RequestContext
-from scaivaultd.model.errors import (
-    ScaivaultError,
-)
-from scaivaultd.model.resources import (
-    CertificateVersion,
-    Issued,
-    Order,
-    Trouble,
-    terms_of,
-)
+from scaivaultd.model.errors import ScaivaultError
+from scaivaultd.model.resources import CertificateVersion, Issued, Order, Trouble, terms_of
 from scaivaultd.services import renewals
-from scaivaultd.services.documents import (
-    CERTIFICATES,
-    KEYS,
-    ORDERS,
-    RENEWALS,
-    VERSIONS,
-)
+from scaivaultd.services.documents import CERTIFICATES, KEYS, ORDERS, RENEWALS, VERSIONS
 from scaivaultd.services.revoking import Revoking
 from tests.fakes.scripted_ca import ScriptedCa, ScriptedCas, ScriptedClient
 

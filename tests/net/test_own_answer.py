@@ -57,7 +57,6 @@ def answers(port: int, *addresses: str, **more: Any) -> OwnAnswers:
             "http01_port": port,
             "tlsalpn01_port": port,
             "user_agent": "scaivaultd-test",
-            "clock": SystemClock(),
             "look_up": look_up,
             **more,
         }
@@ -404,7 +403,7 @@ class TestAddresses:
     async def test_the_system_is_asked_by_default(self) -> None:
         """What `localhost` is, every system knows."""
         async with http01_listener() as port:
-            looker = OwnAnswers(http01_port=port, tlsalpn01_port=1, user_agent="x", clock=SystemClock())
+            looker = OwnAnswers(http01_port=port, tlsalpn01_port=1, user_agent="x")
             seen = await looker.http01("localhost", TOKEN, PROOF)
         assert seen in (None, f"[::1]:{port}: connection refused")
 

@@ -11,9 +11,20 @@ import pytest
 from scaivaultd.model.errors import AccountUnusable, CaUnavailable, InvalidRequest, NotFound
 from scaivaultd.model.resources import terms_of
 from scaivaultd.model.storage import Put
+from scaivaultd.services.account_ending import AccountEnding
 from scaivaultd.services.accounts import require_usable
 from scaivaultd.services.documents import CERTIFICATES, RENEWALS
 from tests.fakes.care import Stop, deactivate, idle, kill, until_stopped
+
+
+class Heard:
+    """Stands in for the scheduler."""
+
+    def __init__(self) -> None:
+        self.of: list[str] = []
+
+    def changed(self, certificate_id: str) -> None:
+        self.of.append(certificate_id)
 
 
 async def certificate_of(world: Any, name: str = "a.example.test") -> Any:
@@ -24,9 +35,7 @@ async def certificate_of(world: Any, name: str = "a.example.test") -> Any:
 async def with_accounts(world: Any, certificate: Any, *account_ids: str) -> None:
     """Have the certificate renewed by these accounts from now on."""
     current = await world.read(CERTIFICATES, certificate.id)
-    terms = msgspec.structs.replace(
-        terms_of(certificate), account_id=account_ids[0], account_ids=account_ids
-    )
+    terms = msgspec.structs.replace(terms_of(certificate), account_id=account_ids[0], account_ids=account_ids)
     changed = msgspec.structs.replace(current.value, terms=terms)
     await world.sqlite.commit([CERTIFICATES.put(changed, current.revision)])
 
@@ -184,6 +193,24 @@ class TestCertificates:
         renewal = await renewal_of(world, certificate)
         assert (renewal.is_stopped, renewal.error.kind, renewal.error.fault) == (True, "permanent", "ca")
 
+    async def test_the_scheduler_is_told_of_it(self, world: Any) -> None:
+        """It would renew by what it remembers."""
+        certificate = await certificate_of(world)
+        heard = Heard()
+        ending = AccountEnding(
+            store=world.store,
+            accounts=world.accounts,
+            issuing=world.issuing,
+            renewing=heard,  # type: ignore[arg-type]
+            jobs=world.jobs,
+            clock=world.clock,
+            randomness=world.randomness,
+            log=world.log,
+        )
+        await ending.begin(certificate.account_id)
+        await idle()
+        assert heard.of == [certificate.id]
+
     async def test_one_with_another_account_goes_on(self, world: Any) -> None:
         """That is what fallback accounts are for; when the last one ends it is blocked, whoever issued it."""
         certificate = await certificate_of(world)
@@ -246,11 +273,13 @@ class TestCertificates:
         certificate = await certificate_of(world)
         account = await world.shown_account(certificate.account_id)
         world.ca.script["find_account"].append(ca_refuses("unauthorized", 401))
+        stop = Stop()
         if deaths:
-            world.care = None
-            world.accounts.deactivated.__init__()
+            world.store.before_commit = stop.at_commit(2)
         assert await world.accounts.examine(account) is False
         if deaths:
+            async with asyncio.timeout(10):
+                await stop.reached.wait()
             await kill(world)
             await world.care.resume()
         await ended(world, account.id)

@@ -22,21 +22,14 @@ from scaivaultd.model.errors import (
     Conflict,
     InvalidRequest,
     NotFound,
-    ScaivaultError,
     SecretNotFound,
     StorageUnavailable,
 )
 from scaivaultd.services.documents import ACCOUNTS, KEYS
+from tests.fakes.care import failing
 
 HMAC = base64.urlsafe_b64encode(b"m" * 32).rstrip(b"=").decode()
 CONTEXT = RequestContext(request_id="req_1")
-
-
-async def failing(world: Any, **changes: Any) -> ScaivaultError:
-    """The error a registration ends with."""
-    with pytest.raises(ScaivaultError) as caught:
-        await world.account(**changes)
-    return caught.value
 
 
 class TestRegistering:
@@ -156,6 +149,19 @@ class TestRefusals:
             ({"directory_url": "http://ca.test/directory"}, "/directory_url"),
             ({"directory_url": None}, "/directory_url"),
             ({"ca_certificates_pem": "nonsense"}, "/ca_certificates_pem"),
+            ({"zerossl_access_key_path": "cred:x"}, "/zerossl_access_key_path"),
+            (
+                {"provider": "zerossl", "directory_url": None, "zerossl_access_key_path": "Not A Path"},
+                "/zerossl_access_key_path",
+            ),
+            (
+                {"eab": {"key_id": "k", "hmac_key": HMAC}, "zerossl_access_key_path": "cred:x"},
+                "/zerossl_access_key_path",
+            ),
+            ({"account_key_path": "cred:x", "account_key_pem": "y"}, "/account_key_path"),
+            ({"account_key_path": "cred:x", "eab": {"key_id": "k", "hmac_key": HMAC}}, "/eab"),
+            ({"account_key_pem": "y", "zerossl_access_key_path": "cred:x"}, "/zerossl_access_key_path"),
+            ({"account_key_path": "Not A Path"}, "/account_key_path"),
         ],
     )
     async def test_a_wrong_request_points_at_its_mistake_and_leaves_nothing(
@@ -294,6 +300,24 @@ class TestExamining:
         assert order.status == "invalid"
         assert world.said("account.unknown_to_ca")
         assert len(world.ca.asked("register")) == 1
+
+    async def test_an_account_deactivated_from_outside_is_marked_once(self, world: Any, ca_refuses: Any) -> None:
+        """Many orders find it out at the same time."""
+        account = await world.shown_account(await world.account())
+        world.ca.script["find_account"].extend([ca_refuses("unauthorized", 401)] * 3)
+        assert await asyncio.gather(*(world.accounts.examine(account) for _ in range(3))) == [False] * 3
+        assert (await world.shown_account(account.id)).status == "deactivated"
+        assert (await world.event_types()).count("account.deactivated") == 1
+
+    @pytest.mark.parametrize("change", [{"key_id": "key_new"}, {"next_key_id": "key_next"}])
+    async def test_a_refusal_of_a_key_that_is_changed_meanwhile_is_worth_another_try(
+        self, world: Any, change: dict[str, str]
+    ) -> None:
+        """It was the key that was wrong, not the account."""
+        account = await world.shown_account(await world.account())
+        await world.accounts.change(account.id, lambda each: msgspec.structs.replace(each, **change))
+        assert await world.accounts.examine(account) is True
+        assert world.ca.asked("find_account") == []
 
     async def test_an_examination_that_fails_does_not_change_the_orders_fate(self, world: Any, ca_refuses: Any) -> None:
         """It is a look on the side."""

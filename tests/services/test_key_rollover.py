@@ -99,7 +99,7 @@ class TestRotating:
         account_id = await world.account()
         async with world.accounts.using(account_id):
             task = asyncio.ensure_future(rotate(world, account_id))
-            while (await world.shown_account(account_id)).next_key_id is None:
+            while (await world.shown_account(account_id)).next_key_id is None:  # noqa: ASYNC110 - the request gets there
                 await asyncio.sleep(0)
             assert world.ca.asked("key_change") == []
         assert (await task).key_change_pending is False

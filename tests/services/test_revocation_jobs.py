@@ -22,19 +22,9 @@ from scaivaultd.model.errors import (
     ScaivaultError,
     Timeout,
 )
-from scaivaultd.model.resources import (
-    RevocationRequest,
-    terms_of,
-)
+from scaivaultd.model.resources import RevocationRequest, Trouble, terms_of
 from scaivaultd.model.storage import Delete
-from scaivaultd.services.documents import (
-    CERTIFICATES,
-    COMPROMISED_KEYS,
-    ORDERS,
-    RENEWALS,
-    REVOCATIONS,
-    VERSIONS,
-)
+from scaivaultd.services.documents import CERTIFICATES, COMPROMISED_KEYS, ORDERS, RENEWALS, REVOCATIONS, VERSIONS
 from tests.fakes.revoking import (
     LOG,
     HearingCas,

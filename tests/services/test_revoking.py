@@ -11,29 +11,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from scaivaultd.acme import x509
 from scaivaultd.acme.exchange import NotOffered
-from scaivaultd.model.errors import (
-    AccountUnusable,
-    CaRefused,
-    Conflict,
-    InvalidRequest,
-    NotFound,
-    RateLimited,
-)
-from scaivaultd.model.resources import (
-    CertificateVersion,
-    Issued,
-    Revocation,
-)
+from scaivaultd.model.errors import AccountUnusable, CaRefused, Conflict, InvalidRequest, NotFound, RateLimited
+from scaivaultd.model.resources import CertificateVersion, Issued, Revocation
 from scaivaultd.services import renewals, revoking
 from scaivaultd.services.compromised_keys import is_compromised, spki_sha256_in
-from scaivaultd.services.documents import (
-    ACCOUNTS,
-    CERTIFICATES,
-    COMPROMISED_KEYS,
-    RENEWALS,
-    REVOCATIONS,
-    VERSIONS,
-)
+from scaivaultd.services.documents import ACCOUNTS, CERTIFICATES, COMPROMISED_KEYS, RENEWALS, REVOCATIONS, VERSIONS
 from scaivaultd.services.revocation_at_ca import AT_ONCE
 from scaivaultd.services.revocation_targets import serial_of
 from tests.fakes.revoking import (
@@ -220,6 +202,7 @@ class TestThroughTheCa:
         renewal = (await world.read(RENEWALS, certificate.id)).value
         assert (renewal.is_stopped, renewal.poll_at) == (True, None)
         assert renewals.next_look_at(renewal, world.clock.now()) != world.clock.now()
+        await idle()
         assert heard == [certificate.id]
         (event,) = await told(world)
         assert event["serial_number"] == certificate.serial_number
