@@ -162,21 +162,21 @@ def _csr(key: ec.EllipticCurvePrivateKey, names: Sequence[str]) -> bytes:
     return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
-async def run(arguments: argparse.Namespace) -> Outcome:
-    """One round against a CA."""
+async def run(arguments: argparse.Namespace, *, label: str, first_pause_seconds: float) -> Outcome:
+    """One round against a CA; `label` begins every name."""
     answers: dict[str, bytes] = {}
     server = await respond(arguments.http01_port, answers.get)
     context = ssl.create_default_context(cafile=arguments.trust)
     connector = aiohttp.TCPConnector(ssl=context, limit=arguments.in_flight)
     async with server, aiohttp.ClientSession(connector=connector) as session:
-        client = BareClient(session, answers, arguments.first_pause)
+        client = BareClient(session, answers, first_pause_seconds)
         await client.register(arguments.directory)
-        await client.issue([f"warm-{arguments.label}.example.test"])
+        await client.issue([f"warm-{label}.example.test"])
         progress = Progress()
         requests, cpu = client.requests, time.process_time()
 
         async def one(number: int) -> None:
-            await client.issue([f"{arguments.label}-{number}-{place}.example.test" for place in range(arguments.names)])
+            await client.issue([f"{label}-{number}-{place}.example.test" for place in range(arguments.names)])
 
         outcome = await many(one, arguments.count, arguments.in_flight, progress)
         outcome.cpu_seconds = time.process_time() - cpu
@@ -196,8 +196,9 @@ def main() -> None:
     whole("--names", default=1, help="names in each certificate")
     parser.add_argument("--label", default="bare", help="begins every name")
     parser.add_argument("--first-pause", type=float, default=FIRST_PAUSE_SECONDS, help="seconds before the first poll")
+    arguments = parser.parse_args()
     try:
-        outcome = asyncio.run(run(parser.parse_args()))
+        outcome = asyncio.run(run(arguments, label=arguments.label, first_pause_seconds=arguments.first_pause))
     except Stuck as stuck:
         print(stuck, file=sys.stderr)
         sys.exit(3)

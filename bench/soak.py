@@ -69,8 +69,8 @@ class Server:
 class Outages:
     """When the CA could not be relied on, by the wall clock."""
 
-    def __init__(self) -> None:
-        self._spans: list[tuple[float, float]] = []
+    def __init__(self, spans: Sequence[tuple[float, float]] = ()) -> None:
+        self._spans = list(spans)
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -262,15 +262,7 @@ async def main(minutes: float, certificates: int, seed: int) -> bool:
             await daemon.start()
             stack.push_async_callback(daemon.stop)
             await (await _reachable(server.url)).close()
-            load = await Load.connect(server.url)
-            stack.push_async_callback(load.close)
-            await load.register(ca.directory_url)
-
-            async def one(_: int) -> None:
-                await load.issue("soak")
-
-            issued = await many(one, certificates, IN_FLIGHT, Progress())
-            print(f"{certificates} certificates issued, {issued.rate:.0f} a second", flush=True)
+            await issue(server.url, ca.directory_url, certificates)
             soak = Soak(ca, server, daemon, random.Random(seed))
             await soak.run(minutes * 60)
             print(
@@ -283,6 +275,19 @@ async def main(minutes: float, certificates: int, seed: int) -> bool:
             print(f"what the CA has to complain of: {Counter(ca.violations) or 'nothing'}")
     print("well" if is_well else "NOT WELL")
     return is_well
+
+
+async def issue(url: str, directory_url: str, count: int) -> None:
+    """The first version of all, in calm weather."""
+    load = await Load.connect(url)
+    await load.register(directory_url)
+
+    async def one(_: int) -> None:
+        await load.issue("soak")
+
+    issued = await many(one, count, IN_FLIGHT, Progress())
+    await load.close()
+    print(f"{count} certificates issued, {issued.rate:.0f} a second", flush=True)
 
 
 async def _reachable(url: str) -> Client:

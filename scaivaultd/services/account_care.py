@@ -125,7 +125,7 @@ class AccountCare:
         for account in known:
             if account.is_deactivating:
                 self._ending.start(account.id)
-        await self._rollover.resume([each.id for each in known if each.next_key_id is not None], RESUME_SECONDS)
+        await self._rollover.resume([each for each in known if each.next_key_id is not None], RESUME_SECONDS)
 
     async def run(self) -> None:
         """Look at the directories of all accounts once a day, until cancelled."""

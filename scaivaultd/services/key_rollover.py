@@ -58,6 +58,13 @@ class _Outcome:
         self.error: ScaivaultError | None = None
 
 
+class _Doubt(msgspec.Struct, frozen=True):
+    """Whether the CA may have changed the key already, and whether it is asked to for the last time."""
+
+    is_open: bool
+    is_last: bool
+
+
 class KeyRollover:
     """The key changes of all accounts."""
 
@@ -103,13 +110,14 @@ class KeyRollover:
             raise outcome.error
         return account
 
-    async def resume(self, account_ids: Sequence[AccountId], wait_seconds: float) -> None:
+    async def resume(self, accounts: Sequence[Account], wait_seconds: float) -> None:
         """Find out what became of changes that a stop interrupted; returns when all are settled, or time is over."""
-        for account_id in account_ids:
-            self._start(account_id, TURN_SECONDS, is_doubtful=True)
+        for account in accounts:
+            if account.next_key_id is not None:
+                self._start(account.id, account.next_key_id, TURN_SECONDS, is_doubtful=True)
         settling = [
-            self._waiting.until(ACCOUNTS, each, wait_seconds, lambda account: account.next_key_id is None)
-            for each in account_ids
+            self._waiting.until(ACCOUNTS, each.id, wait_seconds, lambda account: account.next_key_id is None)
+            for each in accounts
         ]
         await side_by_side(settling, max(1, len(settling)))
 
@@ -122,11 +130,13 @@ class KeyRollover:
             require_usable(account)
             if account.status == "pending":
                 raise Conflict(f"account {account_id} is not registered yet; wait for it, then change its key")
-            if account.next_key_id is not None or not private_key:
-                # Another change is under way, or has ended since: that one is the answer.
-                outcome = self._outcome_of(account.next_key_id or account.key_id)
-                self._start(account_id, TURN_SECONDS, is_doubtful=True)
+            if account.next_key_id is not None:
+                outcome = self._outcome_of(account.next_key_id)
+                self._start(account_id, account.next_key_id, TURN_SECONDS, is_doubtful=True)
                 return outcome
+            if not private_key:
+                # The change under way has ended since: it is the answer.
+                return _Outcome(account.key_id)
             key_id, now = self._ids.key(), self._clock.now()
             new = sealed_key(self._sealer, key_id, key_type, private_key, now)
             intent = msgspec.structs.replace(account, next_key_id=key_id)
@@ -138,62 +148,65 @@ class KeyRollover:
             # Whoever waits for it is to hear that it was nobody's turn, before the wait is over.
             is_heard = wait_seconds > 2 * WAIT_MARGIN_SECONDS
             turn_seconds = wait_seconds - WAIT_MARGIN_SECONDS if is_heard else TURN_SECONDS
-            self._start(account_id, turn_seconds, is_doubtful=False)
+            self._start(account_id, key_id, turn_seconds, is_doubtful=False)
             return outcome
 
     def _outcome_of(self, key_id: KeyId) -> _Outcome:
         return self._outcomes.setdefault(key_id, _Outcome(key_id))
 
-    def _start(self, account_id: AccountId, turn_seconds: float, *, is_doubtful: bool) -> None:
+    def _start(self, account_id: AccountId, key_id: KeyId, turn_seconds: float, *, is_doubtful: bool) -> None:
+        # Named by the key: the job of the change before may still be about to end.
         self._jobs.start(
-            f"rotate {account_id}", lambda: self._change(account_id, turn_seconds, is_doubtful=is_doubtful)
+            f"rotate {account_id} {key_id}",
+            lambda: self._change(account_id, key_id, turn_seconds, is_doubtful=is_doubtful),
         )
 
-    async def _change(self, account_id: AccountId, turn_seconds: float, *, is_doubtful: bool) -> None:
+    async def _change(self, account_id: AccountId, key_id: KeyId, turn_seconds: float, *, is_doubtful: bool) -> None:
         """The job: until it is clear which key is the account's."""
         log = self._log.bind(account_id=account_id)
         pauses = Pauses(self._clock, self._randomness)
         give_up_at = self._clock.now() + PATIENCE
         while True:
-            attempt = self._attempt(
-                account_id, turn_seconds, is_doubtful=is_doubtful, is_last=self._clock.now() >= give_up_at
-            )
-            if (error := await outcome_of(attempt, log)) is None:
+            doubt = _Doubt(is_open=is_doubtful, is_last=self._clock.now() >= give_up_at)
+            error = await outcome_of(self._attempt(account_id, key_id, turn_seconds, doubt), log)
+            if error is None:
                 break
             log.warning("account.key_change_doubtful", error_code=error.code, detail=error.detail)
             is_doubtful = True
             await pauses.after(error)
         self._accounts.resumed.tell(account_id)
 
-    async def _attempt(self, account_id: AccountId, turn_seconds: float, *, is_doubtful: bool, is_last: bool) -> None:
+    async def _attempt(self, account_id: AccountId, key_id: KeyId, turn_seconds: float, doubt: _Doubt) -> None:
         """Settle it, for or against the new key; an error leaves it open."""
         try:
             async with self._accounts.exclusively(account_id, turn_seconds):
                 account = (await self._accounts.load(account_id)).value
-                if account.next_key_id is not None:
-                    await self._settle(account, account.next_key_id, is_doubtful=is_doubtful, is_last=is_last)
+                if account.next_key_id == key_id:
+                    await self._settle(account, key_id, doubt)
         except Conflict as busy:
-            if is_doubtful:
+            if doubt.is_open:
                 raise Timeout(busy.detail) from busy
-            await self._give_up((await self._accounts.load(account_id)).value, busy)
+            await self._give_up(account_id, key_id, busy)
 
-    async def _settle(self, account: Account, key_id: KeyId, *, is_doubtful: bool, is_last: bool) -> None:
+    async def _settle(self, account: Account, key_id: KeyId, doubt: _Doubt) -> None:
         old = await self._accounts.client(account)
         new = await self._accounts.client(msgspec.structs.replace(account, key_id=key_id))
-        known = await _known_as(new) if is_doubtful else None
+        known = await _known_as(new) if doubt.is_open else None
         if known is None:
-            if is_doubtful and (is_last or account.is_deactivating):
-                await self._give_up(account, Conflict("the key change did not come through; the old key still works"))
+            if doubt.is_open and (doubt.is_last or account.is_deactivating):
+                lost = Conflict("the key change did not come through; the old key still works")
+                await self._give_up(account.id, key_id, lost)
                 return
             try:
                 await old.key_change(new.key)
             except CaMisbehaved:
                 raise
             except CaRefused as refusal:
-                await self._give_up(account, refusal)
+                await self._give_up(account.id, key_id, refusal)
                 return
         elif known != account.url:
-            await self._give_up(account, Conflict(f"the new key belongs to another account at the CA, {known}"))
+            taken = Conflict(f"the new key belongs to another account at the CA, {known}")
+            await self._give_up(account.id, key_id, taken)
             return
         await self._take_over(account, key_id, new.key.thumbprint)
 
@@ -210,11 +223,14 @@ class KeyRollover:
         )
         self._log.info("account.key_rotated", account_id=account.id, key_thumbprint=thumbprint)
 
-    async def _give_up(self, account: Account, error: ScaivaultError) -> None:
-        if account.next_key_id is not None and (outcome := self._outcomes.get(account.next_key_id)):
+    async def _give_up(self, account_id: AccountId, key_id: KeyId, error: ScaivaultError) -> None:
+        if (outcome := self._outcomes.get(key_id)) is not None:
             outcome.error = error
-        await self._accounts.change(account.id, lambda each: msgspec.structs.replace(each, next_key_id=None))
-        self._log.warning("account.key_not_rotated", account_id=account.id, detail=error.detail)
+        await self._accounts.change(
+            account_id,
+            lambda each: msgspec.structs.replace(each, next_key_id=None) if each.next_key_id == key_id else each,
+        )
+        self._log.warning("account.key_not_rotated", account_id=account_id, detail=error.detail)
 
 
 async def _known_as(new: CaClient) -> str | None:

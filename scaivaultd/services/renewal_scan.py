@@ -87,7 +87,7 @@ async def complete(store: Store, clock: Clock, randomness: Randomness, log: Filt
 
 async def _begin(store: Store, certificates: Sequence[Certificate], clock: Clock, randomness: Randomness) -> None:
     while True:
-        missing = [each for each in certificates if await RENEWALS.get(store, each.id) is None]
+        missing = [each for each in certificates if await store.get(RENEWALS.key(each.id)) is None]
         if not missing:
             return
         now = clock.now()

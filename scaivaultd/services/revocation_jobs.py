@@ -131,7 +131,7 @@ class RevocationJobs:
     async def _replace(self, current: Versioned[RevocationRequest], latest: Certificate, order: Order | None) -> None:
         """See to it that a version with another key comes: one step, or one wait."""
         request = current.value
-        if False:
+        if self._clock.now() >= request.give_up_at:
             last = f" (its order: {request.error.detail})" if request.error else ""
             raise Timeout(f"version {request.version} was not replaced in time, and is not revoked{last}")
         if order is None:

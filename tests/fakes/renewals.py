@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from scaivaultd.services.issuing import Issuing
     from scaivaultd.services.ports import CaClient
 
-DEADLINE = 20.0
+DEADLINE = 10.0
+TURNS = 5
 
 
 class SteppedClock(FakeClock):
@@ -58,6 +59,11 @@ class SteppedClock(FakeClock):
             # Sums of fractions are not exact, and a sleeper that is late by nothing would sleep for ever.
             if until <= self._monotonic + 0.00001 and not sleeper.done():
                 sleeper.set_result(None)
+
+    @property
+    def sleeping(self) -> int:
+        """How many sleep."""
+        return len(self._sleepers)
 
     def set_to(self, moment: datetime) -> None:
         """Somebody sets the wall clock; nobody wakes."""
@@ -341,19 +347,23 @@ class RenewalRig:
         return [each for each in self.tasks() if each.get_name() not in hang]
 
     async def settle(self) -> None:
-        """Wait until the room has nothing to do before time moves on but to wait for what hangs."""
+        """Wait until the room has nothing to do before time moves on but to wait for what hangs, and sleeps."""
         async with asyncio.timeout(DEADLINE):
-            while not self._is_settled():
+            turns = 0
+            # For some turns on end: who has just been woken has not taken its turn yet.
+            while turns < TURNS:
                 if self._running is not None and self._running.done():
                     await self._running
                 if tasks := self.busy():
                     # Not longer: by then it may be one of those that hang.
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=0.002)
                 await asyncio.sleep(0)
+                turns = turns + 1 if self._is_settled() else 0
 
     def _is_settled(self) -> bool:
         next_at = self.renewing.next_look_at
-        return not self.busy() and (next_at is None or next_at > self.clock.now().timestamp())
+        is_late = next_at is not None and next_at <= self.clock.now().timestamp()
+        return not self.busy() and not is_late and self.clock.sleeping == 1
 
     async def forward(self, duration: timedelta) -> None:
         """Let time pass, stopping wherever the room has something to do."""

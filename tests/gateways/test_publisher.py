@@ -118,6 +118,18 @@ class CrashingOutbox:
         await asyncio.Event().wait()
 
 
+class CountingOutbox(CrashingOutbox):
+    """An outbox that remembers what was forgotten together."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        super().__init__(store)
+        self.forgotten: list[list[int]] = []
+
+    async def forget_events(self, sequences: Sequence[int]) -> None:
+        self.forgotten.append(list(sequences))
+        await self._store.forget_events(sequences)
+
+
 class FailingOutbox(CrashingOutbox):
     """The outbox on a disk that fails a few times."""
 
@@ -267,7 +279,7 @@ async def test_a_left_over_event_is_not_sent_twice_even_when_the_window_is_over(
     await jetstream.add_stream(
         StreamConfig(name=STREAM, subjects=["scaivault.events.>", "probe"], duplicate_window=0.1)
     )
-    await crash_after_publishing(server, store, log, event(1), event(2))
+    await crash_after_publishing(server, store, log, event(1), event(2), event(3, "cert_2"))
     probe = functools.partial(jetstream.publish, "probe", b"", headers={"Nats-Msg-Id": "probe"})
     await probe()
     async with asyncio.timeout(DEADLINE):
@@ -276,7 +288,19 @@ async def test_a_left_over_event_is_not_sent_twice_even_when_the_window_is_over(
     async with publishing(server, store, log):
         await emptied(store)
     found = [each for each in await messages(client) if each.subject != "probe"]
-    assert [json.loads(each.data)["number"] for each in found] == [1, 2]
+    assert [json.loads(each.data)["number"] for each in found] == [1, 2, 3]
+
+
+async def test_events_of_one_subject_do_not_wait_to_be_forgotten_together(
+    server: NatsServerChild, store: SqliteStore, log: FilteringBoundLogger
+) -> None:
+    """After a crash the stream is asked for the last event of a subject, and an older one would look unsent."""
+    outbox = CountingOutbox(store)
+    await store.commit([], [event(1, "a"), event(2, "b"), event(3, "a"), event(4, "c")])
+    sequences = [pending.sequence for pending in await store.pending_events()]
+    async with publishing(server, outbox, log):
+        await emptied(store)
+    assert outbox.forgotten == [sequences[:2], sequences[2:]]
 
 
 async def test_a_left_over_event_that_was_never_sent_is_sent(

@@ -63,9 +63,12 @@ async def test_new_terms_are_told_once_and_never_agreed_to_in_silence(world: Any
     assert (await world.shown_account(account_id)).terms_changed_to is None
     directories.shown = msgspec.structs.replace(directories.shown, terms_of_service=TWO)
     await world.care.look()
+    directories.shown = msgspec.structs.replace(directories.shown, profiles={"new": "a profile"})
+    world.clock.advance(86_400)
     await world.care.look()
     account = await world.shown_account(account_id)
     assert (account.terms_changed_to, account.ca.terms_of_service) == (TWO, ONE)
+    assert account.ca.profiles == {"new": "a profile"}
     assert (await world.event_types()).count("account.terms_changed") == 1
     body = dict(await world.events())["account.terms_changed"]
     assert (body["terms_of_service_url"], body["previous_url"]) == (TWO, ONE)

@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from scaivaultd.model.errors import AccountUnusable, CaUnavailable, InvalidRequest, NotFound
+from scaivaultd.model.errors import AccountUnusable, CaUnavailable, Conflict, InvalidRequest, NotFound
 from scaivaultd.model.resources import terms_of
-from scaivaultd.model.storage import Put
+from scaivaultd.model.storage import Delete, Put
 from scaivaultd.services.account_ending import AccountEnding
 from scaivaultd.services.accounts import require_usable
 from scaivaultd.services.documents import CERTIFICATES, RENEWALS
-from tests.fakes.care import Stop, deactivate, idle, kill, until_stopped
+from tests.fakes.care import Stop, deactivate, failing, idle, jobs, kill, until_stopped
 
 
 class Heard:
@@ -93,6 +93,39 @@ class TestAsking:
         gate.set()
         await ended(world, account_id)
         assert world.ca.asked("deactivate_account") == []
+        assert await world.account() != account_id
+
+    async def test_a_registration_under_way_does_not_come_in_between(self, world: Any) -> None:
+        """It would be valid at the CA, and nobody would end it there."""
+        gate = asyncio.Event()
+        world.ca.script["register"].append(gate.wait)
+        account_id = await world.account(wait_seconds=0)
+        while not world.ca.asked("register"):  # noqa: ASYNC110 - the job gets there by itself
+            await asyncio.sleep(0)
+        commits = 0
+
+        async def let_in(_: Any) -> None:
+            nonlocal commits
+            commits += 1
+            if commits == 2:
+                gate.set()
+                while any(task.get_name().startswith("register ") for task in jobs()):  # noqa: ASYNC110 - it ends
+                    await asyncio.sleep(0)
+
+        world.store.before_commit = let_in
+        await deactivate(world, account_id)
+        await ended(world, account_id)
+        assert len(world.ca.asked("register")) == 1
+
+    async def test_its_name_is_free_when_it_has_ended_and_not_before(self, world: Any) -> None:
+        """The request that made it must not find the one that ends."""
+        account_id = await world.account()
+        gate = asyncio.Event()
+        world.ca.script["deactivate_account"].append(gate.wait)
+        await deactivate(world, account_id, wait_seconds=0)
+        assert isinstance(await failing(world), Conflict)
+        gate.set()
+        await ended(world, account_id)
         assert await world.account() != account_id
 
     async def test_from_the_first_word_nobody_orders_with_it(self, world: Any) -> None:
@@ -233,6 +266,35 @@ class TestCertificates:
         await deactivate(world, certificate.account_id)
         await idle()
         assert not (await renewal_of(world, certificate)).is_stopped
+
+    async def test_one_that_is_stopped_already_is_not_told_of_again(self, world: Any) -> None:
+        """Its owner knows, and its error says why."""
+        certificate = await certificate_of(world)
+        current = await world.read(RENEWALS, certificate.id)
+        stopped = msgspec.structs.replace(current.value, is_stopped=True)
+        await world.sqlite.commit([RENEWALS.put(stopped, current.revision)])
+        await deactivate(world, certificate.account_id)
+        await ended(world, certificate.account_id)
+        assert await renewal_of(world, certificate) == stopped
+        assert "certificate.renewal_blocked" not in await world.event_types()
+
+    async def test_an_order_under_way_keeps_its_place_in_the_renewal(self, world: Any) -> None:
+        """It ends by itself, and takes its own id out; another one must not begin beside it."""
+        certificate = await certificate_of(world)
+        current = await world.read(RENEWALS, certificate.id)
+        ordered = msgspec.structs.replace(current.value, order_id="acme_order_1")
+        await world.sqlite.commit([RENEWALS.put(ordered, current.revision)])
+        await deactivate(world, certificate.account_id)
+        await ended(world, certificate.account_id)
+        assert (await renewal_of(world, certificate)).order_id == "acme_order_1"
+
+    async def test_one_without_a_renewal_yet_gets_one_that_is_stopped(self, world: Any) -> None:
+        """From before there were any; the scheduler has not been there."""
+        certificate = await certificate_of(world)
+        await world.sqlite.commit([Delete(key=RENEWALS.key(certificate.id))])
+        await deactivate(world, certificate.account_id)
+        await ended(world, certificate.account_id)
+        assert (await renewal_of(world, certificate)).is_stopped
 
     async def test_one_that_is_not_renewed_anyway_is_left_alone(self, world: Any) -> None:
         """There is nothing to block."""

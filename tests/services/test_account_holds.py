@@ -111,6 +111,7 @@ async def test_who_was_waiting_when_it_ended_goes_on_at_once(world: Any) -> None
     stale = await world.shown_account(account_id)
     await world.accounts.served(stale)
     assert await world.accounts.held_until(stale) is None
+    assert (await world.shown_account(account_id)).action_probe_at is None
 
 
 async def test_an_owner_who_has_acted_need_not_wait_for_the_next_probe(world: Any) -> None:

@@ -90,15 +90,18 @@ async def test_a_kill_in_the_middle_of_a_key_change_is_settled_by_the_next_life(
     """Before the CA has done it, and after."""
     account = await registered(world, ca)
 
+    reached = asyncio.Event()
+
     async def cut(resource: str, at: str) -> None:
         if resource == "keyChange" and at == phase:
             ca.on_request = None
+            reached.set()
             raise ConnectionResetError
 
     ca.on_request = cut
     await rotate(world, account.id, wait_seconds=0)
-    while ca.on_request is not None:  # noqa: ASYNC110 - the job gets there by itself
-        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await reached.wait()
     await kill(world)
     await world.care.resume()
     await idle()

@@ -26,7 +26,7 @@ from scaivaultd.model.errors import (
     StorageUnavailable,
 )
 from scaivaultd.services.documents import ACCOUNTS, KEYS
-from tests.fakes.care import failing
+from tests.fakes.care import failing, idle
 
 HMAC = base64.urlsafe_b64encode(b"m" * 32).rstrip(b"=").decode()
 CONTEXT = RequestContext(request_id="req_1")
@@ -304,8 +304,14 @@ class TestExamining:
     async def test_an_account_deactivated_from_outside_is_marked_once(self, world: Any, ca_refuses: Any) -> None:
         """Many orders find it out at the same time."""
         account = await world.shown_account(await world.account())
+        told: list[str] = []
+        world.accounts.deactivated.subscribe(told.append)
         world.ca.script["find_account"].extend([ca_refuses("unauthorized", 401)] * 3)
         assert await asyncio.gather(*(world.accounts.examine(account) for _ in range(3))) == [False] * 3
+        await idle()
+        world.ca.script["find_account"].append(ca_refuses("unauthorized", 401))
+        await world.accounts.examine(account)
+        assert told == [account.id]
         assert (await world.shown_account(account.id)).status == "deactivated"
         assert (await world.event_types()).count("account.deactivated") == 1
 

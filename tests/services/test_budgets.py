@@ -223,6 +223,7 @@ async def test_ari_is_exempt_within_its_window_only(desk: Desk) -> None:
     late = RenewalWindow(start=START - timedelta(days=2), end=START - timedelta(days=1))
     assert desk.held(desk.renewal(*names), replaces="ari", window=late).queued.limit == "certificates_per_name_set"
     assert desk.held(desk.renewal(*names), replaces="ari").queued.limit == "certificates_per_name_set"
+    await desk.spent(desk.renewal(*names), replaces="ari", window=desk.window())
 
 
 async def test_an_update_brings_other_names_and_is_new(desk: Desk) -> None:
@@ -261,6 +262,16 @@ async def test_what_is_over_is_deleted_in_a_long_life(desk: Desk) -> None:
         await desk.spent(desk.renewal(f"h{number}.example.org"))
     assert await desk.documents() == 500
     assert len((await desk.limits()).items) == 500
+
+
+async def test_what_comes_up_again_is_not_deleted(desk: Desk) -> None:
+    """Deleting goes on bit by bit, and meanwhile the same names are asked for again."""
+    for number in range(1000):
+        await desk.spent(desk.renewal(f"h{number}.example.org"))
+    desk.clock.advance(30 * 86_400)
+    for number in range(100):
+        await desk.spent(desk.renewal(f"h{number}.example.org"))
+    assert await desk.documents() == 100
 
 
 async def test_a_commit_writes_only_what_changed(desk: Desk) -> None:
@@ -310,6 +321,7 @@ async def test_a_refusal_that_names_nothing_holds_its_account(desk: Desk) -> Non
         assert desk.wait(order, private) == Queued(
             limit="unnamed", subject="acme_1", until=desk.now + timedelta(minutes=5)
         )
+    assert [each.ahead for each in (await desk.limits()).waiting] == [0, 0]
     await desk.spent(desk.order(), account("acme_2", PRIVATE))
     desk.clock.advance(300)
     await desk.spent(second, private)
@@ -350,6 +362,17 @@ async def test_whoever_asks_for_a_paused_name_is_let_through_once(desk: Desk, me
     await desk.refuse(order, paused)
     assert desk.held(order).needs_human
     assert desk.held(desk.renewal("a.example.org")).needs_human
+
+
+async def test_who_is_paused_while_he_waits_leaves_the_line(desk: Desk) -> None:
+    """It is nobody's turn before a person has acted."""
+    for _ in range(5):
+        await desk.spent(desk.renewal("a.example.org"))
+    order = desk.renewal("a.example.org")
+    desk.wait(order)
+    await desk.refuse(order, "account is temporarily prevented from requesting certificates for a.example.org")
+    assert desk.held(order).needs_human
+    assert (await desk.limits()).waiting == []
 
 
 async def test_failures_hold_the_name(desk: Desk) -> None:
@@ -423,6 +446,17 @@ async def test_what_is_refused_and_ends_is_given_back_once(desk: Desk) -> None:
     desk.clock.advance(60)
     await desk.spent(desk.renewal("a.example.org"))
     desk.held(desk.renewal("a.example.org"))
+
+
+async def test_what_is_asked_again_after_a_refusal_is_given_back_again(desk: Desk) -> None:
+    """Each newOrder is paid for anew."""
+    order = await desk.spent(desk.order("a.example.org"))
+    await desk.refuse(order, "no", retry_at=desk.now + timedelta(minutes=1))
+    desk.clock.advance(60)
+    order = await desk.spent(order)
+    await desk.commit(desk.budgets.gave_nothing(order, account()))
+    for _ in range(4):
+        await desk.spent(desk.order("a.example.org"))
 
 
 async def test_a_refusal_after_the_order_was_made_gives_nothing_back(desk: Desk) -> None:
@@ -595,6 +629,18 @@ async def test_limits_shows_budgets_and_who_waits(desk: Desk) -> None:
         (first.id, desk.now + TOKEN, 0),
         (second.id, desk.now + TOKEN, 1),
     ]
+
+
+async def test_limits_shows_the_next_to_go_first(desk: Desk) -> None:
+    """Whatever it waits for, and however old it is."""
+    old = desk.order("a.example.org")
+    for _ in range(4):
+        await desk.spent(desk.order("a.example.org"))
+    desk.wait(old)
+    for _ in range(50):
+        await desk.spent(desk.order())
+    desk.wait(young := desk.order())
+    assert [each.order_id for each in (await desk.limits()).waiting] == [young.id, old.id]
 
 
 async def test_limits_shows_the_scarcest_of_all_cas_first(desk: Desk) -> None:

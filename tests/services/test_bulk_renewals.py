@@ -18,7 +18,7 @@ from scaivaultd.model.resources import BulkRenewal, Certificate, Order, Revocati
 from scaivaultd.model.storage import Delete, Put
 from scaivaultd.services import renewals
 from scaivaultd.services.bulk_renewals import RUNNING_MAX, BulkRenewals
-from scaivaultd.services.bulk_walks import STEP, Pace, fits
+from scaivaultd.services.bulk_walks import PAGE, STEP, Pace, choice_page, fits
 from scaivaultd.services.documents import BULK_RENEWALS, CERTIFICATES, ORDERS, RENEWALS
 from scaivaultd.services.waiting import Waiting
 from tests.fakes.renewals import SteppedClock
@@ -122,6 +122,12 @@ class Bench:
             self._room.cancel()
             await asyncio.wait([self._room])
             self._room = None
+
+    async def over(self) -> None:
+        """Wait until no walk is left."""
+        async with asyncio.timeout(DEADLINE):
+            while walks := [each for each in asyncio.all_tasks() if each.get_name().startswith("bulk ")]:
+                await asyncio.wait(walks)
 
     async def put(self, *certificates: Certificate) -> None:
         for each in certificates:
@@ -230,6 +236,16 @@ WANTED = BulkRenewal(
 def test_all_filters_together_choose(filters: dict[str, Any], certificate: Certificate, chosen: bool) -> None:
     """What nobody uses any more is chosen only by id: it would fail, and cost the CA's patience."""
     assert fits(msgspec.structs.replace(WANTED, **filters), certificate) is chosen
+
+
+async def test_certificates_that_are_named_come_in_pages(world: Any) -> None:
+    """Ten thousand may be named, and nobody is to look at all of them for each."""
+    ids = tuple(name_of(number) for number in range(PAGE + 1))
+    wanted = msgspec.structs.replace(WANTED, certificate_ids=ids)
+    page = await choice_page(world.store, wanted, world.log)
+    assert (page.certificate_ids, page.next_cursor) == (ids[:PAGE], ids[PAGE - 1])
+    page = await choice_page(world.store, msgspec.structs.replace(wanted, cursor=page.next_cursor), world.log)
+    assert (page.certificate_ids, page.next_cursor) == (ids[PAGE:], None)
 
 
 def test_the_pace_is_even_and_catches_up_with_a_second_only() -> None:
@@ -349,12 +365,13 @@ class TestWalk:
         """The walk may take a day; what does not fit any more is not meant any more."""
         await bench.put(*(made(number) for number in range(3)))
 
-        async def change(certificate_id: CertificateId) -> None:
-            await bench.renew(certificate_id)
-            if certificate_id == name_of(0):
+        async def change(changes: Sequence[Change]) -> None:
+            # The progress is written down before each pause.
+            if changes[0].key.startswith("bulk_renewal/") and bench.asked.ids == [name_of(0)]:
+                bench.store.before_commit = None
                 await bench.change(1, issuer="R11")
 
-        bench.asked.then = change
+        bench.store.before_commit = change
         bench.open()
         ended = await bench.ended(await bench.create(issuer="R10", per_minute=1))
         assert bench.asked.ids == [name_of(0), name_of(2)]
@@ -432,7 +449,7 @@ class TestStops:
     ) -> None:
         """Between any two commits; what was set going may have been renewed by the time it comes up again."""
         await bench.put(*(made(number) for number in range(4)))
-        reply = await bench.create(all=True, per_minute=30.0)
+        reply = await bench.create(issued_before=START + timedelta(seconds=1), per_minute=30.0)
         counted = 0
         stopped = asyncio.Event()
 
@@ -522,10 +539,11 @@ class TestEnd:
         shown = await bench.shown(reply)
         assert (shown.renewed, shown.failed, shown.under_way) == (3, 2, 3)
 
-    async def test_cancelled_it_sets_nothing_more_going(self, bench: Bench) -> None:
+    @pytest.mark.parametrize("per_minute", [1.0, 6000.0])
+    async def test_cancelled_it_sets_nothing_more_going(self, bench: Bench, per_minute: float) -> None:
         """Also in the middle of a pause; what it did so far stays to be seen."""
         await bench.put(*(made(number) for number in range(5)))
-        reply = await bench.create(all=True, per_minute=1.0)
+        reply = await bench.create(all=True, per_minute=per_minute)
 
         async def cancel(certificate_id: CertificateId) -> None:
             await bench.renew(certificate_id)
@@ -535,7 +553,10 @@ class TestEnd:
 
         bench.asked.then = cancel
         bench.open()
-        ended = await bench.reached(reply, lambda each: each.status == "cancelled" and each.started == 2)
+        await bench.ended(reply)
+        await bench.over()
+        ended = await bench.shown(reply)
+        assert (ended.status, ended.started) == ("cancelled", 2)
         assert bench.asked.ids == [name_of(0), name_of(1)]
         assert (ended.renewed, ended.estimated_end) == (2, None)
         assert ended.finished_at is not None
@@ -554,7 +575,7 @@ class TestEnd:
         bench.store.before_commit = cancel
         bench.open()
         assert (await bench.ended(reply)).status == "cancelled"
-        await bench.close()
+        await bench.over()
         assert (await bench.shown(reply)).status == "cancelled"
 
     async def test_what_has_finished_cannot_be_cancelled(self, bench: Bench) -> None:

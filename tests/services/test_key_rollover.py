@@ -87,6 +87,13 @@ class TestRotating:
         assert first.key_thumbprint == second.key_thumbprint
         assert len(world.ca.asked("key_change")) == 1
 
+    async def test_one_change_after_the_other_makes_two(self, world: Any) -> None:
+        """The second is not lost because the job of the first is just ending."""
+        account_id = await world.account()
+        keys = {(await rotate(world, account_id)).key_thumbprint for _ in range(3)}
+        assert len(keys) == 3
+        await account_in_order(world, account_id)
+
     async def test_orders_after_it_sign_with_the_new_key(self, world: Any) -> None:
         """The old one is dead."""
         account_id = await world.account()

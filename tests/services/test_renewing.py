@@ -177,7 +177,8 @@ class TestTheMoment:
         await rig.change(is_due=True)
         rig.issuing.holds = lambda _: True
         await rig.start()
-        assert rig.tasks() == []
+        await rest_of(rig, lambda: not rig.tasks())
+        assert rig.issuing.ordered() == [ID]
 
 
 class TestFailures:

@@ -11,7 +11,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from scaivaultd.acme import x509
 from scaivaultd.acme.exchange import NotOffered
-from scaivaultd.model.errors import AccountUnusable, CaRefused, Conflict, InvalidRequest, NotFound, RateLimited
+from scaivaultd.model.errors import (
+    AccountUnusable,
+    BackendRateLimited,
+    CaMisbehaved,
+    CaRefused,
+    CaUnavailable,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    RateLimited,
+)
 from scaivaultd.model.resources import CertificateVersion, Issued, Revocation
 from scaivaultd.services import renewals, revoking
 from scaivaultd.services.compromised_keys import is_compromised, spki_sha256_in
@@ -261,6 +271,15 @@ class TestThroughTheCa:
         world.ca.script["revoke"].append(ca_refuses(name))
         assert (await revoke(world, certificate_id=certificate.id, reason="key_compromise")).status == "done"
         assert [(each.reason, each.signer is None) for each in world.cas.heard] == [(1, False), (1, True)]
+
+    @pytest.mark.parametrize("weather", [CaMisbehaved("no JSON"), BackendRateLimited("slowly"), CaUnavailable("502")])
+    async def test_weather_says_nothing_about_the_signer(
+        self, world: Any, certificate: Certificate, weather: Exception
+    ) -> None:
+        """Only a clear no of the CA makes us ask in the account's name; after a pause the key signs again."""
+        world.ca.script["revoke"].append(weather)
+        assert (await revoke(world, certificate_id=certificate.id, reason="key_compromise")).status == "done"
+        assert [each.signer for each in world.cas.heard] == [await key_thumbprint(world, certificate)] * 2
 
     @pytest.mark.parametrize("name", ["unauthorized", "accountDoesNotExist", "userActionRequired"])
     async def test_an_account_without_a_say_is_stood_in_for_by_the_key(
