@@ -293,7 +293,6 @@ class Daemon:
         updating = Updating(
             tools,
             issuing=issuing,
-            renewing=renewing,
             certificates=certificates,
             providers=providers,
             waiting=waiting,
@@ -304,7 +303,6 @@ class Daemon:
             jobs,
             waiting,
             issuing=issuing,
-            renewing=renewing,
             patience_seconds=settings.acme.order_timeout_seconds,
         )
         care = AccountCare(

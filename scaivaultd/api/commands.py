@@ -265,7 +265,15 @@ REVOKE = Command(
     reply=m.RevocationReply,
     status=202,
     permission="cert.revoke",
-    errors=(e.NotFound, e.Conflict, e.AccountUnusable, *_CA_ERRORS),
+    errors=(
+        e.NotFound,
+        e.Conflict,
+        e.AccountUnusable,
+        e.UnsupportedChallenge,
+        e.RateLimited,
+        e.Timeout,
+        *_CA_ERRORS,
+    ),
     summary="Revoke a version of a certificate.",
     example={"serial_number": "1A:2B:3C:4D", "reason": "key_compromise", "use_acme": True},
 )

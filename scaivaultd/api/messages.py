@@ -435,7 +435,11 @@ class RenewalReply(msgspec.Struct, frozen=True, kw_only=True):
     error: Annotated[Trouble | None, Meta(description="The last failure; `remedy` says what to do.")] = None
     order_id: Annotated[str | None, Meta(description="The order that makes the next version.")] = None
     is_stopped: Annotated[
-        bool, Meta(description="It is not tried again by itself until `pki.certificates.renew` or `.update`.")
+        bool,
+        Meta(
+            description="It is not tried again by itself until `pki.certificates.renew`, or an update that changes "
+            "something."
+        ),
     ] = False
     window_start: Annotated[datetime | None, Meta(description="The CA's renewal window (ARI, RFC 9773).")] = None
     window_end: datetime | None = None
@@ -549,10 +553,13 @@ class UpdateCertificate(CertificateById, frozen=True):
         UNSET
     )
     auto_renew: Annotated[bool | UnsetType, Meta(description="Keep it renewed.")] = UNSET
-    key_type: Annotated[KeyType | UnsetType, Meta(description="Kind of the next version's private key.")] = UNSET
+    key_type: Annotated[
+        KeyType | UnsetType, Meta(description="Kind of the next version's private key; with a csr it is the CSR's.")
+    ] = UNSET
     reuse_key: Annotated[bool | UnsetType, Meta(description="Keep the private key at renewals.")] = UNSET
     csr: Annotated[
-        str | UnsetType, Meta(description="Another CSR for the same names, or for those in `domains`: ordered at once.")
+        Annotated[str, Meta(max_length=100_000)] | UnsetType,
+        Meta(description="Another CSR for the same names, or for those in `domains`: ordered at once."),
     ] = UNSET
     profile: Annotated[str | UnsetType | None, Meta(description="One of the CA's profiles.")] = UNSET
     profile_policy: Annotated[
@@ -626,7 +633,13 @@ class CreateBulkRenewal(Request, frozen=True):
     certificate_ids: Annotated[
         list[Annotated[str, Meta(max_length=100)]], Meta(max_length=10_000, description="Exactly these.")
     ] = []
-    all: Annotated[bool, Meta(description="Every certificate that passes the other filters.")] = False
+    all: Annotated[
+        bool,
+        Meta(
+            description="Every certificate that passes the other filters; those revoked here, or expired without "
+            "auto_renew, only by id."
+        ),
+    ] = False
     account_id: Annotated[str | None, Meta(description="Those whose current version it ordered.")] = None
     issuer: Annotated[str, Meta(max_length=200, description="Those issued by exactly this common name.")] | None = None
     domain: Annotated[str, Meta(max_length=255, description="Those with this name or a name below it.")] | None = None

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from scaivaultd.services.ports import Store
 
 
+COMPROMISED = (
+    "the key is compromised and must never be certified again; use a fresh key (`pki.certificates.update` with another "
+    "csr, or with reuse_key false)"
+)
+
+
 async def is_compromised(store: Store, spki_sha256: str) -> bool:
     """Whether somebody has said that this key is in wrong hands.
 

@@ -9,10 +9,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from scaivaultd.acme import x509
 from scaivaultd.api import events
-from scaivaultd.model.errors import CertificatePending, Internal, RevisionConflict
+from scaivaultd.model.errors import CertificatePending, Conflict, Internal, RevisionConflict
 from scaivaultd.model.resources import Certificate, CertificateVersion, Issued, NamePointer, terms_in
 from scaivaultd.model.storage import ABSENT, Delete
 from scaivaultd.services import renewals
+from scaivaultd.services.compromised_keys import COMPROMISED, is_compromised
 from scaivaultd.services.documents import (
     CERTIFICATES,
     KEYS,
@@ -69,10 +70,23 @@ class Harvest:
         return await self._keep(chain, challenges, warnings)
 
     async def csr(self) -> bytes:
-        """The CSR of the order: the caller's own, or one for the stored key."""
-        if self._order.csr_der is not None:
-            return self._order.csr_der
-        return x509.csr_der(await self._private_key(), self._order.identifiers)
+        """The CSR of the order: the caller's own, or one for the stored key.
+
+        Raises:
+            Conflict: its key has been certified before, and somebody has said since that it is in wrong hands.
+        """
+        order = self._order
+        if order.csr_der is not None:
+            await self._refuse_compromised(x509.spki_of_csr(order.csr_der))
+            return order.csr_der
+        private_key = await self._private_key()
+        if order.reuse_key:
+            await self._refuse_compromised(x509.spki_of_key(private_key))
+        return x509.csr_der(private_key, order.identifiers)
+
+    async def _refuse_compromised(self, spki: bytes) -> None:
+        if await is_compromised(self._tools.store, x509.spki_sha256(spki)):
+            raise Conflict(COMPROMISED)
 
     async def _private_key(self) -> bytes:
         key_id = self._order.key_id

@@ -32,7 +32,7 @@ from scaivaultd.model.resources import UNFINISHED, IdempotentResult, Order, Term
 from scaivaultd.model.storage import ABSENT
 from scaivaultd.services import renewals, setbacks
 from scaivaultd.services.budgets import Held
-from scaivaultd.services.compromised_keys import is_compromised, spki_sha256_in
+from scaivaultd.services.compromised_keys import COMPROMISED, is_compromised, spki_sha256_in
 from scaivaultd.services.documents import (
     ACCOUNTS,
     CERTIFICATES,
@@ -419,10 +419,7 @@ class Issuing:
 
     async def _refuse_compromised(self, spki_sha256: str) -> None:
         if await is_compromised(self._store, spki_sha256):
-            raise Conflict(
-                "the key is compromised and must never be certified again; use a fresh key (`pki.certificates.update` "
-                "with another csr, or with reuse_key false)"
-            )
+            raise Conflict(COMPROMISED)
 
     def _begin(self, order: Order) -> None:
         """Start the job of an order that has just been accepted."""

@@ -51,9 +51,9 @@ class OrderRecord:
             raise
         self._current = Versioned(order, revisions[key])
 
-    async def forget_ca_order(self, **fields: Any) -> None:
+    async def forget_ca_order(self, changes: Sequence[Change] = ()) -> None:
         """Commit that there is no order at the CA (any more): the next attempt asks for a new one."""
-        await self.commit(**{**FORGOTTEN, **fields})
+        await self.commit(changes, **FORGOTTEN)
 
 
 FORGOTTEN: dict[str, Any] = {

@@ -55,11 +55,14 @@ class Ordering:
         """
         fields: dict[str, Any] = {}
         changes: list[Change] = []
-        if self._order.url is None and not self._order.asked:
-            fields, changes = await self._asking()
         if self._order.key_id is None and self._order.csr_der is None:
             key, fields["key_id"] = await self._fresh_key()
             changes.append(key)
+        if self._order.url is None and not self._order.asked:
+            # The spending comes last: what it writes is the ledger as of now.
+            asking, spent = await self._asking()
+            fields.update(asking)
+            changes += spent
         await self._record.commit(
             changes,
             owner=self._tools.node_id,

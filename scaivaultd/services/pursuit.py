@@ -264,7 +264,7 @@ class Pursuit:
             if refusal.problem is None or refusal.problem.status not in (404, 410):
                 raise
             self._log.warning("order.gone_at_ca", url=url)
-            await self._record.forget_ca_order()
+            await self._record.forget_ca_order(self._tools.budgets.gave_nothing(self.order, self._account))
             raise CaMisbehaved("the CA does not know its own order any more; a new one will be made") from refusal
         return self._seen(fetched)
 
@@ -504,7 +504,7 @@ class Pursuit:
     async def _begin_again(self, trouble: Trouble) -> None:
         """The CA looked while we were down: that says nothing about the names, so they get a new order."""
         self._presence.was_away = False
-        await self._record.forget_ca_order()
+        await self._record.forget_ca_order(self._tools.budgets.gave_nothing(self.order, self._account))
         self._log.warning("order.begun_again", detail=f"the CA validated during a restart: {trouble.detail}")
         raise Parked(BEGIN_AGAIN_SECONDS)
 

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from scaivaultd.services.issuing import Issuing
     from scaivaultd.services.jobs import Jobs
     from scaivaultd.services.pursuit import Tools
-    from scaivaultd.services.renewing import Renewing
     from scaivaultd.services.revocation_targets import Place, Target
     from scaivaultd.services.waiting import Waiting
 
@@ -61,7 +60,6 @@ class Revoking:
         waiting: Waiting,
         *,
         issuing: Issuing,
-        renewing: Renewing,
         patience_seconds: float,
     ) -> None:
         self._tools = tools

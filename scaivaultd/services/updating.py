@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from scaivaultd.services.dns_providers import DnsProviders
     from scaivaultd.services.issuing import Issuing
     from scaivaultd.services.pursuit import Tools
-    from scaivaultd.services.renewing import Renewing
     from scaivaultd.services.waiting import Waiting
 
 TRIES_MAX = 20
@@ -60,7 +59,6 @@ class Updating:
         tools: Tools,
         *,
         issuing: Issuing,
-        renewing: Renewing,
         certificates: Certificates,
         providers: DnsProviders,
         waiting: Waiting,

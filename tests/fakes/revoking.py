@@ -184,7 +184,6 @@ def plug_in(world: Any, replacements: Replacements) -> None:
         world.jobs,
         world.waiting,
         issuing=issuing,
-        renewing=world.renewing,
         patience_seconds=world.patience_seconds,
     )
 

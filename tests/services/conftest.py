@@ -315,7 +315,6 @@ class World:
         self.updating = Updating(
             self.tools,
             issuing=self.issuing,
-            renewing=self.renewing,
             certificates=self.certificate_service,
             providers=self.providers,
             waiting=self.waiting,
@@ -328,7 +327,6 @@ class World:
             self.jobs,
             self.waiting,
             issuing=self.issuing,
-            renewing=self.renewing,
             patience_seconds=self.patience_seconds,
         )
         self.care = AccountCare(
@@ -394,7 +392,7 @@ class World:
 
     def tasks(self) -> list[asyncio.Task[Any]]:
         """The jobs under way."""
-        names = ("order ", "register ")
+        names = ("order ", "register ", "revoke ", "rotate ", "deactivate ")
         return [task for task in asyncio.all_tasks() if task.get_name().startswith(names)]
 
     async def shown(self, order_id: OrderId) -> Order:

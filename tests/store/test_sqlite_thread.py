@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scaivaultd.model.errors import Internal
+from scaivaultd.model.errors import Internal, StorageUnavailable
+from scaivaultd.store import sqlite_thread
 from scaivaultd.store.sqlite_runs import run_each
 from scaivaultd.store.sqlite_thread import SqliteThread
 
@@ -90,3 +91,20 @@ async def test_faults_of_ours_are_internal(thread: SqliteThread) -> None:
     """Bad SQL is no reason to tell an administrator to look at his disk."""
     with pytest.raises(Internal):
         await thread.call(lambda connection: connection.execute("SELECT * FROM nothing"))
+
+
+async def test_a_place_in_the_queue_is_not_waited_for_for_ever(
+    thread: SqliteThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a disk that hangs callers hear of it, and what got a place is done when it goes on."""
+    monkeypatch.setattr(sqlite_thread, "_PATIENCE_SECONDS", 0.0)
+    gate = threading.Event()
+    slow = asyncio.create_task(thread.call(lambda _: gate.wait(10)))
+    second = asyncio.create_task(thread.call(lambda _: "second"))
+    await turns(3)
+    with pytest.raises(StorageUnavailable, match="far behind"):
+        await thread.call(lambda _: "third")
+    gate.set()
+    assert await slow
+    assert await second == "second"
+    monkeypatch.undo()
