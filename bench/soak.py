@@ -244,35 +244,33 @@ async def judge(findings: Findings, certificates: int) -> bool:
     return len(versions) == certificates and not needlessly and not lost and not extra
 
 
-async def main(minutes: float, certificates: int, seed: int) -> bool:
-    """The whole run."""
+async def main(minutes: float, certificates: int, seed: int, folder: Path) -> bool:
+    """The whole run; the daemon's state and log stay in `folder`."""
     print(f"seed {seed}")
-    with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), free_port()
-        async with AsyncExitStack() as stack:
-            ca = await stack.enter_async_context(
-                DevelopmentCa(http01_port=port, settings=CaSettings(lifetime=LIFETIME))
-            )
-            (folder / "root.pem").write_text(ca.root_pem)
-            server = Server(folder / "nats")
-            await server.start()
-            stack.push_async_callback(server.stop)
-            configuration = acme_configuration(ca.directory_url, folder / "root.pem")
-            daemon = Daemon(folder, port, configuration, nats_url=server.url)
-            await daemon.start()
-            stack.push_async_callback(daemon.stop)
-            await (await _reachable(server.url)).close()
-            await issue(server.url, ca.directory_url, certificates)
-            soak = Soak(ca, server, daemon, random.Random(seed))
-            await soak.run(minutes * 60)
-            print(
-                f"faults: {dict(soak.faults)}; RSS {resident_mib(daemon.pid):.0f} MiB; CA requests {dict(ca.requests)}"
-            )
-            with soak.closed():
-                client = await _reachable(server.url)
-                stack.push_async_callback(client.close)
-                is_well = await judge(Findings(client, soak.outages), certificates)
-            print(f"what the CA has to complain of: {Counter(ca.violations) or 'nothing'}")
+    port = free_port()
+    async with AsyncExitStack() as stack:
+        ca = await stack.enter_async_context(DevelopmentCa(http01_port=port, settings=CaSettings(lifetime=LIFETIME)))
+        (folder / "root.pem").write_text(ca.root_pem)
+        server = Server(folder / "nats")
+        await server.start()
+        stack.push_async_callback(server.stop)
+        configuration = acme_configuration(ca.directory_url, folder / "root.pem")
+        daemon = Daemon(folder, port, configuration, nats_url=server.url)
+        await daemon.start()
+        stack.push_async_callback(daemon.stop)
+        await (await _reachable(server.url)).close()
+        await issue(server.url, ca.directory_url, certificates)
+        soak = Soak(ca, server, daemon, random.Random(seed))
+        await soak.run(minutes * 60)
+        print(f"faults: {dict(soak.faults)}; RSS {resident_mib(daemon.pid):.0f} MiB; CA requests {dict(ca.requests)}")
+        with soak.closed():
+            client = await _reachable(server.url)
+            stack.push_async_callback(client.close)
+            is_well = await judge(Findings(client, soak.outages), certificates)
+        rules = Counter(each.partition(":")[0] for each in ca.violations)
+        print(f"what the CA has to complain of: {dict(rules) or 'nothing'}")
+        for each in ca.violations[:5]:
+            print(f"  {each}")
     print("well" if is_well else "NOT WELL")
     return is_well
 
@@ -309,5 +307,10 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--certificates", type=int, default=500)
     parser.add_argument("--seed", type=int, default=random.randrange(10_000), help="of the faults")
+    parser.add_argument("--keep", type=Path, help="a new folder for state and logs, which then stay")
     arguments = parser.parse_args()
-    sys.exit(0 if asyncio.run(main(arguments.minutes, arguments.certificates, arguments.seed)) else 1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = arguments.keep or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        well = asyncio.run(main(arguments.minutes, arguments.certificates, arguments.seed, folder))
+    sys.exit(0 if well else 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from scaivaultd.acme.ari import POLL_LATEST
-from scaivaultd.model.errors import Internal, RevisionConflict
+from scaivaultd.model.errors import Internal, NotFound, RevisionConflict
 from scaivaultd.model.resources import Order, Renewal
 from scaivaultd.model.storage import OutboxEvent, Put
 from scaivaultd.services.documents import CERTIFICATES, ORDERS, RENEWALS, Versioned
@@ -57,10 +57,10 @@ async def change(
 
 
 async def certificate_of(store: Store, renewal: Renewal) -> Versioned[Certificate]:
-    """The certificate itself."""
+    """The certificate itself; raises NotFound."""
     found = await CERTIFICATES.get(store, renewal.certificate_id)
     if found is None:
-        raise Internal(f"there is a renewal of {renewal.certificate_id}, but no such certificate")
+        raise NotFound(f"there is a renewal of {renewal.certificate_id}, but no such certificate")
     return found
 
 
@@ -75,13 +75,13 @@ async def order_ended(store: Store, order_id: OrderId, status: OrderStatus) -> t
 def as_of(renewal: Renewal, now: datetime) -> Renewal:
     """What of it holds now.
 
-    A pause that ends later than any pause can was begun by a clock that was wrong: it is over. Of a version that is
-    never to be renewed ARI is not asked.
+    A pause that ends later than any pause can was begun by a clock that was wrong: it is over. ARI is not
+    asked about a version that is never to be renewed.
     """
     poll_at, next_try_at = renewal.poll_at, renewal.next_try_at
     if poll_at is not None and poll_at > now + POLL_LATEST:
         poll_at = now
-    if renewal.is_stopped:
+    if renewal.is_stopped or renewal.ari_id is None:
         poll_at = None
     if next_try_at is not None and next_try_at > max(renewal.not_after, now + LONGEST_PAUSE):
         next_try_at = now

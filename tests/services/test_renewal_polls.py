@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -153,7 +154,7 @@ class TestThePace:
         await begun(rig)
         assert (await rig.renewal()).polls_failed == 1
         await rig.forward(14 * HOUR)
-        pauses = [(later - earlier) for (earlier, _), (later, _) in zip(rig.ari.asked, rig.ari.asked[1:], strict=False)]
+        pauses = [(later - earlier) for (earlier, _), (later, _) in pairwise(rig.ari.asked)]
         assert MINUTE <= pauses[0] <= 1.25 * MINUTE
         assert 5 * MINUTE <= pauses[1] <= 6.25 * MINUTE
         assert 15 * MINUTE <= pauses[2] <= 18.75 * MINUTE
@@ -233,6 +234,13 @@ class TestThePace:
         await rig.change(is_stopped=stopped)
         await rig.start()
         await rig.forward(5 * DAY)
+        assert rig.ari.asked == []
+
+    async def test_what_has_no_name_for_ari_is_not_asked_about(self, rig: RenewalRig) -> None:
+        """Whatever its document says."""
+        await rig.add(account_id=await rig.world.account())
+        await rig.change(poll_at=BEGIN)
+        await rig.start()
         assert rig.ari.asked == []
 
     async def test_a_deactivated_account_does_not_matter(self, rig: RenewalRig) -> None:
@@ -365,10 +373,10 @@ class TestRevokedOutside:
         assert len(rig.world.said("renewal.window_in_the_past")) == 1
         await rig.forward(200 * DAY)
         ages = [0.0, *((at - BEGIN) / DAY for at, _, _ in rig.issuing.orders)]
-        pauses = [later - earlier for earlier, later in zip(ages, ages[1:], strict=False)]
+        pauses = [later - earlier for earlier, later in pairwise(ages)]
         assert pauses[0] == pytest.approx(1.8, abs=0.5)
-        assert all(pause > 1.7 * before for before, pause in zip(pauses[:4], pauses[1:5], strict=False))
-        assert len(pauses) <= 8
+        assert all(pause > 1.7 * before for before, pause in pairwise(pauses[:5]))
+        assert len(pauses) <= 10
 
     async def test_a_ca_whose_windows_are_always_past_lets_a_certificate_of_a_minute_live(
         self, rig: RenewalRig

@@ -49,6 +49,7 @@ def renewal(number: int, **changes: Any) -> Renewal:
             "auto_renew": True,
             "looked_at": BEGIN,
             "fraction": 0.0,
+            "ari_id": "a.b",
             **changes,
         }
     )

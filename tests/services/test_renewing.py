@@ -22,8 +22,8 @@ from scaivaultd.model.errors import (
 )
 from scaivaultd.model.ids import BulkRenewalId, CertificateId
 from scaivaultd.model.resources import Renewal, Terms
-from scaivaultd.model.storage import Put
-from scaivaultd.services.documents import RENEWALS
+from scaivaultd.model.storage import Delete, Put
+from scaivaultd.services.documents import CERTIFICATES, RENEWALS
 from tests.fakes.renewals import RenewalRig, SteppedClock, rig_over
 
 if TYPE_CHECKING:
@@ -245,6 +245,15 @@ class TestFailures:
         await rig.settle()
         assert len(rig.world.said("renewal.forgotten")) == 1
 
+    async def test_a_renewal_without_its_certificate_is_forgotten_too(self, rig: RenewalRig) -> None:
+        """Nothing can be announced of it, and nothing renewed."""
+        await rig.add()
+        await rig.world.sqlite.commit([Delete(key=CERTIFICATES.key(ID))])
+        await rig.start()
+        await rig.forward(100 * DAY)
+        assert len(rig.world.said("renewal.forgotten")) == 1
+        assert rig.world.said("job.failed") == []
+
     async def test_a_store_that_fails_is_asked_again_in_seconds_and_by_nobody_meanwhile(self, rig: RenewalRig) -> None:
         """A full disk is repaired while the daemon runs; thousands of looks at it would only fill the log."""
         for number in range(100):
@@ -283,7 +292,9 @@ class TestFailures:
         rig.issuing.always["cert_2"] = RuntimeError("a fault of ours")
         await rig.world.sqlite.commit([Put(key=RENEWALS.key("cert_3"), document=b"{")])
         await rig.start()
-        await rig.forward(60 * DAY)
+        await rig.change("cert_1", is_due=True)
+        await rig.change("cert_2", is_due=True)
+        await rig.forward(timedelta(minutes=5))
         assert rig.issuing.ordered() == ["cert_1"]
         assert rig.world.said("document.unreadable") == [
             {"event": "document.unreadable", "log_level": "error", "key": "renewal/cert_3"}
@@ -450,6 +461,15 @@ class TestTheEnd:
         certificate = await rig.certificate()
         assert certificate.status == "revoked"
         assert (await rig.world.shown(certificate.order_id)).status == "valid"
+
+    async def test_an_order_that_says_more_than_valid_keeps_its_word(self, rig: RenewalRig) -> None:
+        """Cancelled or revoked stays to be read."""
+        certificate = await rig.add(auto_renew=False)
+        await rig.world.change(certificate.order_id, status="revoked")
+        await rig.start()
+        await rig.forward(100 * DAY)
+        assert (await rig.world.shown(certificate.order_id)).status == "revoked"
+        assert (await rig.certificate()).status == "expired"
 
     async def test_a_certificate_that_has_lapsed_is_renewed_all_the_same(self, rig: RenewalRig) -> None:
         """The daemon may have been down; late is better than never."""
