@@ -15,6 +15,7 @@ import re
 from typing import Any, cast
 
 import acme.jws
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -125,6 +126,13 @@ def parse_hmac_key(text: str, pointer: str = "/eab/hmac_key") -> bytes:
         detail = "the EAB MAC key is not base64url or base64; copy it exactly as the CA shows it"
         raise InvalidRequest(detail, [FieldError(pointer=pointer, code="bad_hmac_key", detail=detail)]) from None
     return key
+
+
+def thumbprint_in(csr_der: bytes) -> str:
+    """The JWK thumbprint (RFC 7638) of the key in a CSR that `csr.read_csr` has taken."""
+    key = x509.load_der_x509_csr(csr_der).public_key()
+    jwk: JWK = JWKRSA(key=key) if isinstance(key, rsa.RSAPublicKey) else JWKEC(key=key)
+    return base64url(jwk.thumbprint())
 
 
 def key_authorization_for(token: str, key: AccountKey) -> str:

@@ -73,7 +73,7 @@ class Dispatcher:
             reply = await binding.handler(decode(incoming.body, binding.command.request), context)
             body = _ENCODER.encode(reply)
         except e.Internal as error:
-            self._log.error("request.failed", detail=error.detail, **about)  # noqa: TRY400 - raised on purpose, with its text
+            self._log.error("request.failed", detail=error.detail, **about)
             return self._internal(request_id)
         except e.ScaivaultError as error:
             self._log.info("request.refused", error_code=error.code, detail=error.detail, **about)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from scaivaultd.acme.csr import at_csr, read_csr
+from scaivaultd.acme.signing import thumbprint_in
 from scaivaultd.model.dns import PropagationOverride
 from scaivaultd.model.errors import (
-    AccountUnusable,
     Conflict,
     FieldError,
     InvalidRequest,
@@ -23,6 +23,7 @@ from scaivaultd.model.errors import (
 from scaivaultd.model.ids import AccountId
 from scaivaultd.model.names import Identifier, parse_identifiers, require_provable
 from scaivaultd.model.resources import Account, Terms
+from scaivaultd.services.accounts import require_usable
 from scaivaultd.services.compromised_keys import is_compromised
 from scaivaultd.services.dns_providers import require_resolvers
 
@@ -62,8 +63,8 @@ async def terms_from(request: m.Issue, lookups: Lookups, now: datetime) -> Terms
         UnsupportedChallenge: the names cannot be proven that way, or nobody here solves that challenge.
     """
     accounts = accounts_of(request.account_id, request.account_ids)
-    loaded = await require_usable(accounts, lookups.accounts)
-    csr = None if request.csr is None else await csr_from(request.csr, lookups.store)
+    loaded = await usable(accounts, lookups.accounts)
+    csr = None if request.csr is None else await csr_from(request.csr, lookups.store, lookups.accounts)
     identifiers = identifiers_from(request.domains, csr)
     require_names(request.domains, csr, loaded, request.challenge_type)
     lookups.solvers.get(request.challenge_type, request.solver)
@@ -118,11 +119,18 @@ def override_of(request: m.PropagationRequest | None) -> PropagationOverride | N
     )
 
 
-async def csr_from(text: str, store: Store) -> CsrRequest:
-    """A caller's CSR; raises InvalidRequest, and Conflict for a key that must not be certified again."""
+async def csr_from(text: str, store: Store, accounts: Accounts) -> CsrRequest:
+    """A caller's CSR.
+
+    Raises:
+        InvalidRequest: it cannot be taken, or has the key of an account (RFC 8555 section 11.1).
+        Conflict: its key must not be certified again.
+    """
     csr = read_csr(text)
     if await is_compromised(store, csr.spki_sha256):
         raise Conflict("the key of this CSR was revoked as compromised; make another key, and a CSR with it")
+    if (account_id := await accounts.with_key(thumbprint_in(csr.der))) is not None:
+        raise invalid("/csr", "account_key", f"this is the key of account {account_id}; a certificate needs its own")
     return csr
 
 
@@ -169,12 +177,11 @@ def require_names(
         raise at_csr(error) from None
 
 
-async def require_usable(account_ids: Iterable[str], accounts: Accounts) -> list[Account]:
+async def usable(account_ids: Iterable[str], accounts: Accounts) -> list[Account]:
     """The accounts, each of which can order or may still be registered; raises NotFound and AccountUnusable."""
     loaded = [(await accounts.load(each)).value for each in account_ids]
     for account in loaded:
-        if account.status in ("invalid", "deactivated"):
-            raise AccountUnusable(f"account {account.id} is {account.status}; no certificate can be ordered with it")
+        require_usable(account)
     return loaded
 
 

@@ -26,8 +26,8 @@ from scaivaultd.services.requests import (
     require_dns,
     require_names,
     require_same_names,
-    require_usable,
     seconds_of,
+    usable,
 )
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Updating:
         return msgspec.structs.replace(certificate, **fields)
 
     async def _terms(self, request: m.UpdateCertificate, before: Terms) -> Terms:
-        csr = None if request.csr is UNSET else await csr_from(request.csr, self._store)
+        csr = None if request.csr is UNSET else await csr_from(request.csr, self._store, self._tools.accounts)
         accounts = _accounts(request, before)
         terms = msgspec.structs.replace(
             before,
@@ -120,7 +120,7 @@ class Updating:
     async def _check(self, request: m.UpdateCertificate, before: Terms, terms: Terms, csr: CsrRequest | None) -> None:
         """What is not changed is not judged again: it must not stand in the way of what is."""
         if terms.accounts != before.accounts:
-            await require_usable(terms.accounts, self._tools.accounts)
+            await usable(terms.accounts, self._tools.accounts)
         if csr is not None or _any(before, terms, ("accounts", "challenge_type", "identifiers")):
             accounts = [(await self._tools.accounts.load(each)).value for each in terms.accounts]
             domains = [str(each) for each in terms.identifiers] if request.domains is UNSET else request.domains

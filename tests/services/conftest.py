@@ -13,6 +13,7 @@ import asyncio
 import base64
 import hashlib
 import inspect
+import itertools
 import json
 import logging
 from collections import defaultdict, deque
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = "https://ca.test/directory"
 DEADLINE = 20.0
+_NUMBERS = itertools.count(1)
 UNFINISHED = ("pending", "ready", "processing")
 
 
@@ -774,12 +776,13 @@ class DnsWorld(World):
         return await self.providers.use(await self.providers.find(name))
 
     async def dns_order(self, *domains: str, account_id: str | None = None, **members: Any) -> OrderId:
-        """Have an order for dns-01 accepted; it is under way when this returns."""
+        """Have an order for dns-01 accepted, one of its own; it is under way when this returns."""
         request = m.Issue(
             account_id=account_id or await self.account(),
             domains=list(domains or ["example.test"]),
             challenge_type="dns-01",
-            **{"wait_seconds": 0, **members},
+            # The same request while one is under way would be the same order.
+            **{"wait_seconds": 0, "renew_before": float(next(_NUMBERS)), **members},
         )
         return OrderId((await self.issuing.issue(request, context())).order_id)
 

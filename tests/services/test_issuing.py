@@ -214,6 +214,7 @@ class TestAccepting:
     async def test_a_full_disk_is_said_and_nothing_is_accepted(self, world: Any) -> None:
         """An order the caller heard of must exist: so while nothing can be written, none is promised."""
         account_id = await world.account()
+        await world.idle()
 
         async def full(_: Any) -> None:
             raise StorageUnavailable("full")

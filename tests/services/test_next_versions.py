@@ -15,7 +15,15 @@ from scaivaultd.acme.x509 import csr_der, make_key
 from scaivaultd.api import messages as m
 from scaivaultd.api.commands import RequestContext
 from scaivaultd.model.dns import CaaSet
-from scaivaultd.model.errors import AccountUnusable, BackendRateLimited, CaUnavailable, Conflict, NotFound, Problem
+from scaivaultd.model.errors import (
+    AccountUnusable,
+    BackendRateLimited,
+    CaUnavailable,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    Problem,
+)
 from scaivaultd.model.ids import CertificateId
 from scaivaultd.model.names import parse_identifiers
 from scaivaultd.model.resources import CompromisedKey, Renewal, RenewalPoint, RenewalWindow, terms_of
@@ -24,6 +32,7 @@ from scaivaultd.services.documents import (
     ACCOUNTS,
     CERTIFICATES,
     COMPROMISED_KEYS,
+    KEYS,
     NAME_POINTERS,
     RENEWALS,
     VERSIONS,
@@ -236,6 +245,17 @@ class TestWhatIsAsked:
         assert (certificate.key_id, order.key_id, certificate.version) == (None, None, 2)
         leaf = x509.load_pem_x509_certificate(certificate.chain_pem.encode())
         assert leaf.public_key() == x509.load_der_x509_csr(der).public_key()
+
+    async def test_the_key_of_an_account_is_never_certified(self, world: Any) -> None:
+        """Who holds the certificate's key could speak for the account (RFC 8555 section 11.1)."""
+        account_id = await world.account()
+        key_id = (await world.shown_account(account_id)).key_id
+        sealed = (await world.read(KEYS, key_id)).value.sealed
+        key = world.sealer.open(sealed, KEYS.key(key_id), "private_key")
+        der = csr_der(key, parse_identifiers(["a.example.test"], public_ca=False))
+        with pytest.raises(InvalidRequest) as refused:
+            await world.order(account_id=account_id, csr=base64.b64encode(der).decode())
+        assert [(each.pointer, each.code) for each in refused.value.fields] == [("/csr", "account_key")]
 
 
 async def _change_terms(world: Any, certificate_id: str, **changes: Any) -> None:

@@ -236,6 +236,23 @@ class TestThePace:
         await rig.forward(5 * DAY)
         assert rig.ari.asked == []
 
+    async def test_what_was_put_off_while_it_waited_is_not_asked_about(self, rig: RenewalRig) -> None:
+        """The document counts as it is when its turn comes."""
+        rig.ari.window = days(50, 55)
+        account_id = await rig.world.account()
+        await rig.add(account_id=account_id, has_ari=True)
+        put_off = False
+
+        async def after_get(key: str) -> None:
+            nonlocal put_off
+            if key == ACCOUNTS.key(account_id) and not put_off:
+                put_off = True
+                await rig.change(poll_at=BEGIN + HOUR)
+
+        rig.world.store.after_get = after_get
+        await rig.start()
+        assert (put_off, rig.ari.asked) == (True, [])
+
     async def test_what_has_no_name_for_ari_is_not_asked_about(self, rig: RenewalRig) -> None:
         """Whatever its document says."""
         await rig.add(account_id=await rig.world.account())
