@@ -121,7 +121,7 @@ def version(start: int, end: int, issued: int) -> dict[str, Any]:
 def test_only_time_with_the_ca_there_counts_against_the_daemon() -> None:
     """An expired certificate is nobody's fault where its CA was away for its whole life."""
     midnight = 1767225600.0
-    findings = Findings(None, Outages([(midnight + 90, midnight + 140)]))  # type: ignore[arg-type]  # asks nobody here
+    findings = Findings(None, Outages([(midnight + 100, midnight + 140)]))  # type: ignore[arg-type]  # asks nobody here
     versions = [version(0, 60, 0), version(45, 105, 45), version(90, 150, 145), version(145, 205, 145)]
     found = list(findings.expired(versions, midnight + 150))
     assert [(each["not_after"], share) for each, share in found] == [("2026-01-01T00:01:45Z", 0.75)]

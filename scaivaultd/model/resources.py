@@ -88,7 +88,8 @@ class IdentifierTrouble(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 class ExternalAccount(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An external account binding (RFC 8555 section 7.3.4): where its MAC key is, never the key.
 
-    Exactly one of the two is set: a reference to a secret, or the key sealed by our own envelope.
+    A reference to a secret, or the key sealed by our own envelope. An empty `key_id` stands for a binding that is still
+    to be fetched, at ZeroSSL: `hmac_key_path` is then the reference to the access key there, and stays.
     """
 
     key_id: str
@@ -117,7 +118,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `next_key_id`: a key change is under way, and the CA knows one of the two keys. `action`: the CA waits for a
     person, and nobody asks in this account's name before `action_probe_at`. `terms_changed_to`: the CA has other
-    terms of service than were agreed to. `is_deactivating`: its owner has given it up, and the CA is to hear of it.
+    terms of service than were agreed to. `is_deactivating`: it has been given up, and the CA or its certificates are
+    still to hear of it. `must_exist`: it is looked for by its key, never made.
     """
 
     id: AccountId

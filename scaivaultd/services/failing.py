@@ -68,6 +68,18 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     fields: dict[str, Any] = {}
 
 
+class _Step(msgspec.Struct, frozen=True, kw_only=True):
+    """What a failed attempt means for the certificate: its order goes on then, or with another account, or has ended."""
+
+    trouble: Trouble
+    next_try_at: datetime | None = None
+    goes_on: bool = True
+    next_account: str | None = None
+
+    def applied_to(self, renewal: Renewal) -> Renewal:
+        return renewals.set_back(renewal, self.trouble, self.next_try_at, goes_on=self.goes_on)
+
+
 class Failing:
     """The end of an attempt that failed. Every method raises Superseded when the order is somebody else's by now."""
 
@@ -152,7 +164,7 @@ class Failing:
         fields: dict[str, Any] = {"error": trouble, "next_try_at": until, "give_up_at": give_up_at}
         first_time = order.error is None or order.error.acme != trouble.acme
         if order.renews is not None and first_time:
-            await self._commit_renewal(trouble, until, goes_on=True, next_account=None, fields=fields)
+            await self._commit_renewal(_Step(trouble=trouble, next_try_at=until), fields)
         else:
             await self._record.commit(**fields)
         self._log.warning("order.waits_for_person", detail=error.detail, next_try_at=until.isoformat())
@@ -200,7 +212,8 @@ class Failing:
         goes_on = failure.may_go_on and failure.cause.kind == "transient" and next_try_at <= patience_end(order)
         if goes_on:
             fields = {**failure.fields, "error": trouble, "next_try_at": next_try_at}
-            await self._commit_renewal(trouble, next_try_at, True, None, fields, self._learnt(failure))
+            step = _Step(trouble=trouble, next_try_at=next_try_at)
+            await self._commit_renewal(step, fields, self._learnt(failure))
             self._log_set_back(trouble, next_try_at)
         else:
             await self._end(failure, error=trouble, next_try_at=None)
@@ -221,7 +234,8 @@ class Failing:
         changes = [*self._learnt(failure), *self._tools.budgets.gave_nothing(order, self._account)]
         queued = [events.order_failed(failed, now)]
         if order.renews is not None and failed.error is not None:
-            await self._commit_renewal(failed.error, failed.error.retry_at, False, None, fields, changes, queued=queued)
+            step = _Step(trouble=failed.error, next_try_at=failed.error.retry_at, goes_on=False)
+            await self._commit_renewal(step, fields, changes, queued)
         else:
             await self._record.commit(changes, queued, **fields)
         self._tools.budgets.left(order.id)
@@ -229,13 +243,9 @@ class Failing:
 
     async def _commit_renewal(
         self,
-        trouble: Trouble,
-        next_try_at: datetime | None,
-        goes_on: bool,
-        next_account: str | None,
+        step: _Step,
         fields: dict[str, Any],
         changes: Sequence[Change] = (),
-        *,
         queued: Sequence[OutboxEvent] = (),
     ) -> None:
         """Commit the order with its certificate's `Renewal` and the event that tells it, on top of other changes."""
@@ -245,12 +255,9 @@ class Failing:
                 await self._record.commit(changes, queued, **fields)
                 return
             certificate, held = found
-            if next_account is None:
-                renewal = renewals.set_back(held.value, trouble, next_try_at, goes_on=goes_on)
-            else:
-                renewal = msgspec.structs.replace(held.value, attempt=held.value.attempt + 1, error=trouble)
+            renewal = step.applied_to(held.value)
             told = events.certificate_renewal_failed(
-                certificate, renewal, self._order, trouble, self._tools.clock.now(), next_account
+                certificate, renewal, self._order, step.trouble, self._tools.clock.now(), step.next_account
             )
             try:
                 await self._record.commit([*changes, RENEWALS.put(renewal, held.revision)], [*queued, told], **fields)
@@ -296,7 +303,7 @@ class Failing:
             *self._tools.budgets.gave_nothing(order, self._account),
         ]
         if order.renews is not None and trouble is not None:
-            await self._commit_renewal(trouble, None, True, account.id, fields, changes)
+            await self._commit_renewal(_Step(trouble=trouble, next_account=account.id), fields, changes)
         else:
             await self._record.commit(changes, **fields)
         self._log.warning(

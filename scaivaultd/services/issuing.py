@@ -527,13 +527,17 @@ class Issuing:
             if account.status == "pending":
                 await self._waiting.until(ACCOUNTS, account.id, _REGISTRATION_SECONDS, _is_decided)
             async with self._tools.accounts.using(account.id), Place(self._places[account.directory_url]) as place:
-                await self._attempt_in_place(order_id, presence, place)
+                await self._attempt_in_place(order_id, account.id, presence, place)
         except StorageUnavailable as error:
             await self._wait_for_store(order_id, error)
 
-    async def _attempt_in_place(self, order_id: OrderId, presence: Presence, place: Place) -> None:
+    async def _attempt_in_place(
+        self, order_id: OrderId, account_id: AccountId, presence: Presence, place: Place
+    ) -> None:
         # Another look after the wait for a place: the account may be registered by now, or gone.
         account = await self._account_of(order_id)
+        if account.id != account_id:
+            return  # another account's turn, and another CA's place
         pursuit = Pursuit(self._tools, await self._load(order_id), account, presence, place)
         log = self._tools.log.bind(order_id=order_id)
         if (until := await self._tools.accounts.held_until(account)) is not None:
