@@ -69,7 +69,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Step(msgspec.Struct, frozen=True, kw_only=True):
-    """What a failed attempt means for the certificate: its order goes on then, or with another account, or has ended."""
+    """What a failed attempt means for the certificate: its order goes on, or with another account, or has ended."""
 
     trouble: Trouble
     next_try_at: datetime | None = None
