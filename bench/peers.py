@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from scaivaultd.demo.pebble import Pebble
 
 STUCK_CODE = 3
+STUCK_SECONDS = 40.0
+"""32 certbots at once take more than ten seconds until the first of them is done."""
 
 
 async def bare(pebble: Pebble, in_flight: int, count: int, label: str, names: int = 1) -> Outcome:
@@ -78,7 +80,7 @@ class CommandLine:
             if not self._template.exists():
                 await self._run(self._template, "account.example.test")
             copies = [self._copy() for _ in range(count)]
-            progress = Progress()
+            progress = Progress(STUCK_SECONDS)
             requests, before = self._pebble.requests, _children_cpu_seconds()
             outcome = await many(lambda number: self._issue(copies[number]), count, in_flight, progress)
         outcome.cpu_seconds = _children_cpu_seconds() - before

@@ -28,14 +28,15 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Stuck(Exception):
-    """Nothing has moved for ten seconds: Pebble locks up now and then from about 32 orders in flight."""
+    """Nothing has moved for long: Pebble locks up now and then from about 32 orders in flight."""
 
 
 class Progress:
-    """When something was finished last."""
+    """When something was finished last, and how long nothing may be."""
 
-    def __init__(self) -> None:
+    def __init__(self, stuck_seconds: float = STUCK_SECONDS) -> None:
         self._latest = time.perf_counter()
+        self.stuck_seconds = stuck_seconds
 
     def note(self) -> None:
         """Something is done."""
@@ -44,7 +45,7 @@ class Progress:
     @property
     def is_stuck(self) -> bool:
         """Whether nothing has been done for long."""
-        return time.perf_counter() - self._latest > STUCK_SECONDS
+        return time.perf_counter() - self._latest > self.stuck_seconds
 
 
 @dataclass
@@ -122,7 +123,7 @@ async def _watched(workers: Sequence[asyncio.Future[None]], progress: Progress) 
         for each in done:
             each.result()
         if running and progress.is_stuck:
-            raise Stuck(f"nothing has moved for {STUCK_SECONDS:.0f} s, {len(running)} in flight")
+            raise Stuck(f"nothing has moved for {progress.stuck_seconds:.0f} s, {len(running)} in flight")
 
 
 def judged(what: str, value: float, target: float, *, at_least: bool = False) -> None:

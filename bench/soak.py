@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 LIFETIME = timedelta(seconds=60)
 IN_FLIGHT = 16
 ORDERS_PER_CA = 64
-"""Each order waits for a second here since the CA says `Retry-After: 1`: the default's 16 would be twelve a second, just
-what 500 certificates of a minute need, and what a fault has held up could never be caught up."""
+"""Each order waits for a second here since the CA says `Retry-After: 1`: the default's 16 would make twelve a second,
+just what 500 certificates of a minute need, and what a fault has held up could never be made up for."""
 CALM_SECONDS = (4.0, 9.0)
 FAULT_SECONDS = (2.0, 6.0)
 SETTLE_SECONDS = 30.0

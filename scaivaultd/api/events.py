@@ -398,7 +398,9 @@ def certificate_renewal_failed(
         next_try_at=renewal.next_try_at,
         next_account_id=next_account,
     )
-    return _queued(body, certificate.id, f"{order.id}.{order.epoch}.{renewal.attempt}", now)
+    # What counts up with the order alone: somebody who renews by request begins the attempts anew.
+    failure = f"{order.id}.{order.epoch}.{order.attempt}.{len(order.accounts_tried)}"
+    return _queued(body, certificate.id, failure, now)
 
 
 def certificate_renewal_blocked(certificate: Certificate, trouble: Trouble, now: datetime) -> OutboxEvent:

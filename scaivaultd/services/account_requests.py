@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from scaivaultd.services.secrets import Secrets
 
 ACCOUNT_KEY_TYPE: KeyType = "ec-p256"
-_EMAIL = re.compile(r"[^\s\x00-\x1f\x7f@,?&<>\"]+@[^\s\x00-\x1f\x7f@,?&<>\"]+")
+_PART = r"[!#-%'*+\-./0-9=A-Z^_`a-z{|}~]+"
+_EMAIL = re.compile(f"{_PART}@{_PART}")
 
 
 class _Key(msgspec.Struct, frozen=True):
@@ -182,11 +183,21 @@ class AccountRequests:
             account.ca_certificates_pem,
         )
         if asked == has and _has_key(account, key) and _has_binding(account, request, key):
+            await self._agree(request, current)
             return account.id
         if account.status == "pending" and account.error is not None:
             await self._replace(current)
             return None
         raise Conflict(f"the name {request.name!r} belongs to another account, {account.id}; choose another")
+
+    async def _agree(self, request: m.CreateAccount, current: Versioned[Account]) -> None:
+        """Take the word that was withheld the first time, while there is still somebody to give it to."""
+        account = current.value
+        if account.status != "pending" or account.terms_of_service_agreed or not request.terms_of_service_agreed:
+            return
+        next_try_at = None if waits_for_a_person(account) else account.next_try_at
+        agreed = msgspec.structs.replace(account, terms_of_service_agreed=True, next_try_at=next_try_at)
+        await self._store.commit([ACCOUNTS.put(agreed, current.revision)])
 
     async def _replace(self, current: Versioned[Account]) -> None:
         """Give up a registration that does not come through for one that its owner has corrected."""
@@ -239,6 +250,12 @@ class AccountRequests:
             return ExternalAccount(key_id=eab.key_id, hmac_key_path=eab.hmac_key_path)
         sealed = self._sealer.seal(parse_hmac_key(eab.hmac_key), ACCOUNTS.key(account_id), "eab_hmac_key")
         return ExternalAccount(key_id=eab.key_id, sealed_hmac_key=sealed)
+
+
+def waits_for_a_person(account: Account) -> bool:
+    """Whether the CA does not register it before somebody has agreed or acted (RFC 8555 section 7.3.3)."""
+    problem = None if account.error is None else account.error.acme
+    return account.status == "pending" and problem is not None and problem.name == "userActionRequired"
 
 
 def check_email(email: str) -> None:

@@ -13,7 +13,7 @@ from scaivaultd.model.errors import Conflict, FieldError, InvalidRequest, Revisi
 from scaivaultd.model.resources import AccountName
 from scaivaultd.model.storage import ABSENT, Delete
 from scaivaultd.services.account_holds import without_hold
-from scaivaultd.services.account_requests import check_email
+from scaivaultd.services.account_requests import check_email, waits_for_a_person
 from scaivaultd.services.accounts import require_usable
 from scaivaultd.services.documents import ACCOUNT_NAMES, ACCOUNTS, Versioned, digest
 from scaivaultd.services.registering import contacts_of
@@ -111,6 +111,8 @@ class AccountUpdates:
             await self._store.commit([ACCOUNTS.put(changed, current.revision), *names], queued)
         if is_resolved:
             self._accounts.resumed.tell(account.id)
+        if changed.status == "pending":
+            self._accounts.register(account.id)
         return changed
 
 
@@ -136,4 +138,7 @@ def _agreed(account: Account) -> Account:
     ca = account.ca
     if ca is not None and account.terms_changed_to is not None:
         ca = msgspec.structs.replace(ca, terms_of_service=account.terms_changed_to)
-    return msgspec.structs.replace(account, terms_of_service_agreed=True, terms_changed_to=None, ca=ca)
+    next_try_at = None if waits_for_a_person(account) else account.next_try_at
+    return msgspec.structs.replace(
+        account, terms_of_service_agreed=True, terms_changed_to=None, ca=ca, next_try_at=next_try_at
+    )

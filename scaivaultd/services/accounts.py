@@ -136,6 +136,10 @@ class Accounts:
         for account in await ACCOUNTS.all(self._store, self._log, status="pending"):
             self._registering.start(account.value.id)
 
+    def register(self, account_id: AccountId) -> None:
+        """Go on with a registration, at once if what it waited for is there by now."""
+        self._registering.start(account_id)
+
     async def load(self, account_id: str) -> Versioned[Account]:
         """The account; raises NotFound."""
         account = await ACCOUNTS.get(self._store, account_id)

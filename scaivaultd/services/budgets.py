@@ -18,13 +18,13 @@ from scaivaultd.acme.limit_rules import NewAccount, PublicSuffixes
 from scaivaultd.acme.limits import PAUSED, UNNAMED, Bucket, Closure, Ledger
 from scaivaultd.api import messages as m
 from scaivaultd.model.errors import NotFound
-from scaivaultd.model.names import parse_identifiers
 from scaivaultd.model.resources import Queued
 from scaivaultd.model.storage import Delete
 from scaivaultd.services import budget_report
 from scaivaultd.services.budget_lines import Lines, Waiting
 from scaivaultd.services.budget_report import Wanted
 from scaivaultd.services.documents import ACCOUNTS, ORDERS, Shelf, digest
+from scaivaultd.services.requests import one_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -372,7 +372,7 @@ class Budgets:
     def _wanted(self, request: m.ListLimits, cas: Sequence[_Ca]) -> Wanted:
         if request.domain is None:
             return Wanted(account_id=request.account_id)
-        (identifier,) = parse_identifiers([request.domain], public_ca=False, pointer="/domain")
+        identifier = one_name(request.domain)
         suffixes = self._suffixes() if any(ca.counts_domains for ca in cas) else _EveryName()
         domain = limit_rules.registered_domain(identifier, suffixes)
         return Wanted(account_id=request.account_id, name=identifier.base, domain=domain)

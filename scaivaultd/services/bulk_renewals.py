@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from scaivaultd.api import messages as m
-from scaivaultd.model.errors import Conflict, InvalidRequest, NotFound, RevisionConflict
+from scaivaultd.model.errors import Conflict, NotFound, RevisionConflict
 from scaivaultd.model.ids import AccountId, CertificateId
-from scaivaultd.model.names import parse_identifiers
 from scaivaultd.model.resources import UNFINISHED, BulkRenewal
 from scaivaultd.services.bulk_walks import BulkWalk, choice_page, fits, load
 from scaivaultd.services.documents import BULK_RENEWALS, CERTIFICATES, ORDERS
 from scaivaultd.services.jobs import outcome_of, side_by_side
-from scaivaultd.services.requests import invalid
+from scaivaultd.services.requests import invalid, one_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,7 +145,7 @@ class BulkRenewals:
             certificate_ids=tuple(sorted({CertificateId(each) for each in request.certificate_ids})),
             account_id=None if request.account_id is None else AccountId(request.account_id),
             issuer=request.issuer,
-            domain=None if request.domain is None else _base(request.domain),
+            domain=None if request.domain is None else one_name(request.domain).base,
             issued_before=request.issued_before,
         )
 
@@ -213,15 +212,6 @@ def _reply(bulk: BulkRenewal, statuses: Counter[str], now: datetime, *, is_dry_r
         finished_at=bulk.finished_at,
         estimated_end=now + timedelta(minutes=left / bulk.per_minute) if is_running else None,
     )
-
-
-def _base(domain: str) -> str:
-    try:
-        (identifier,) = parse_identifiers([domain], public_ca=False)
-    except InvalidRequest as error:
-        detail = error.fields[0].detail
-        raise invalid("/domain", error.fields[0].code, detail) from None
-    return identifier.base
 
 
 def _unknown(certificate_ids: Sequence[str]) -> str:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from scaivaultd.acme import x509
 from scaivaultd.api import messages as m
-from scaivaultd.model.errors import InvalidRequest, NotFound
-from scaivaultd.model.names import parse_identifiers
+from scaivaultd.model.errors import NotFound
 from scaivaultd.model.resources import terms_of
 from scaivaultd.services.documents import CERTIFICATES, KEYS, RENEWALS, VERSIONS, version_id
 from scaivaultd.services.jobs import side_by_side
 from scaivaultd.services.renewals import due_at
+from scaivaultd.services.requests import one_name
 from scaivaultd.services.revocation_targets import serial_of
 
 if TYPE_CHECKING:
@@ -138,13 +138,8 @@ def _where(request: m.ListCertificates) -> dict[str, str | None]:
     }
     if request.domain is None:
         return where
-    try:
-        (identifier,) = parse_identifiers([request.domain], public_ca=False, pointer="/domain")
-    except InvalidRequest as error:
-        # The pointer of a list is not ours here.
-        raise InvalidRequest(error.detail) from error
     # The store goes along the first pair: what few certificates have comes first.
-    return {f"domain:{identifier}": "yes", **where}
+    return {f"domain:{one_name(request.domain)}": "yes", **where}
 
 
 def _renewal(renewal: Renewal, now: datetime) -> m.RenewalReply:

@@ -6,6 +6,7 @@ a lost answer or a crash only means asking again with the same key, which finds 
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -84,9 +85,12 @@ class Registering:
         self._randomness = randomness
         self._log = log
         self._paid: set[AccountId] = set()
+        self._woken: dict[AccountId, asyncio.Event] = {}
 
     def start(self, account_id: AccountId) -> None:
-        """Register an account, unless that is under way."""
+        """Register an account; where that is under way, see at once whether it may go on by now."""
+        if (woken := self._woken.get(account_id)) is not None:
+            woken.set()
         self._jobs.start(f"register {account_id}", lambda: self._register(account_id))
 
     async def _register(self, account_id: AccountId) -> None:
@@ -100,10 +104,13 @@ class Registering:
                     await self._wait_for_store(account_id, error)
         finally:
             self._paid.discard(account_id)
+            self._woken.pop(account_id, None)
 
     async def _is_pending(self, account_id: AccountId) -> bool:
         """Whether there is more to do; returns when it is due."""
+        woken = self._woken.setdefault(account_id, asyncio.Event())
         while True:
+            woken.clear()
             try:
                 account = (await self._accounts.load(account_id)).value
             except StorageUnavailable as error:
@@ -111,9 +118,9 @@ class Registering:
                 continue
             if not _is_wanted(account):
                 return False
-            if account.next_try_at is not None:
-                await sleep_until(self._clock, account.next_try_at)
-            return True
+            if account.next_try_at is None or account.next_try_at <= self._clock.now():
+                return True
+            await sleep_until(self._clock, account.next_try_at, woken)
 
     async def _wait_for_store(self, account_id: AccountId, error: StorageUnavailable) -> None:
         self._log.warning("account.store_unavailable", account_id=account_id, detail=error.detail)

@@ -37,9 +37,6 @@ class Lanes(Generic[T]):
         self._running: dict[str, int] = {}
         self._held: set[CertificateId] = set()
 
-    def __contains__(self, certificate_id: CertificateId) -> bool:
-        return certificate_id in self._held
-
     def add(self, directory_url: str, certificate_id: CertificateId, urgency: float) -> None:
         """Have it worked on in its turn; nothing changes if it is in a lane already."""
         if certificate_id in self._held:

@@ -16,7 +16,7 @@ from scaivaultd.acme import ari
 from scaivaultd.acme import renewal as rules
 from scaivaultd.acme.exchange import NotOffered
 from scaivaultd.api import events
-from scaivaultd.model.errors import ScaivaultError, Timeout
+from scaivaultd.model.errors import BackendRateLimited, CaUnavailable, ScaivaultError, Timeout
 from scaivaultd.model.resources import Revocation
 from scaivaultd.services.documents import CERTIFICATES, RENEWALS
 from scaivaultd.services.jobs import Overdue, bounded
@@ -63,14 +63,17 @@ class Polls:
         self._randomness = randomness
         self._log = log
         self._without_ari: dict[str, datetime] = {}
+        self._left_alone: dict[str, tuple[datetime, datetime]] = {}
 
     def quiet_until(self, directory_url: str, renewal: Renewal) -> datetime | None:
-        """Until when a CA need not be asked, since it was found to have no ARI; None if it may be asked."""
-        found_at, now = self._without_ari.get(directory_url), self._clock.now()
-        if found_at is None or found_at > now:
-            return None
-        until = found_at + _look_again(renewal)
-        return until if until > now else None
+        """Until when a CA is not to be asked: it has no ARI, or wants to be left alone; None if it may be asked."""
+        now, pauses = self._clock.now(), []
+        if (found_at := self._without_ari.get(directory_url)) is not None:
+            pauses.append((found_at, found_at + _look_again(renewal)))
+        if (left_alone := self._left_alone.get(directory_url)) is not None:
+            pauses.append(left_alone)
+        # One that begins in the future was begun by a clock that was wrong.
+        return max((until for since, until in pauses if since <= now < until), default=None)
 
     async def poll(self, certificate_id: CertificateId) -> None:
         """Ask about one certificate if it is time, and commit the answer or its absence."""
@@ -91,6 +94,7 @@ class Polls:
         except NotOffered:
             self._without_ari[account.directory_url] = now
         except ScaivaultError as error:
+            self._leave_alone(account.directory_url, error)
             await self._note_failure(renewal, error)
         else:
             await self._note(renewal, answer)
@@ -108,6 +112,12 @@ class Polls:
 
     async def _fetch(self, account: Account, ari_id: str) -> Fetched:
         return await (await self._accounts.client(account)).renewal_info(ari_id)
+
+    def _leave_alone(self, directory_url: str, error: ScaivaultError) -> None:
+        """What a CA answers to one question counts for all that wait: after a downtime they are thousands."""
+        if (pause := _pause_wanted(error)) is not None:
+            now = self._clock.now()
+            self._left_alone[directory_url] = (now, now + pause)
 
     async def _stop(self, asked: Renewal) -> None:
         async def draft(renewal: Renewal) -> Draft | None:
@@ -226,6 +236,18 @@ def _issued_at(certificate: Certificate) -> datetime:
 
 def _lifetime(renewal: Renewal) -> timedelta:
     return renewal.not_after - renewal.not_before
+
+
+def _pause_wanted(error: ScaivaultError) -> timedelta | None:
+    """For how long a CA wants no questions at all; None if it did not say so."""
+    match error:
+        case BackendRateLimited(retry_after=seconds):
+            wanted = seconds or 0.0
+        case CaUnavailable(retry_after=float() | int() as seconds):
+            wanted = seconds
+        case _:
+            return None
+    return max(timedelta(seconds=min(wanted, ari.POLL_LATEST.total_seconds())), ari.POLL_SOONEST)
 
 
 def _look_again(renewal: Renewal) -> timedelta:

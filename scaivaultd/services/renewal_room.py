@@ -226,8 +226,6 @@ class RenewalRoom:
     async def _see_to_poll(self, renewal: Renewal, now: datetime) -> datetime | None:
         """Have the CA asked if it is time; else when it will be."""
         at = renewal.poll_at
-        if renewal.certificate_id in self._polling:
-            return None
         if at is None or at > now:
             return at
         account = await self._account(renewal.account_id)
@@ -240,8 +238,6 @@ class RenewalRoom:
 
     async def _see_to_order(self, renewal: Renewal, now: datetime) -> datetime | None:
         """Have it renewed if it is time; else when it will be."""
-        if renewal.certificate_id in self._ordering:
-            return None
         at = renewals.due_at(renewal, now)
         if at is None or at > now:
             return at

@@ -39,12 +39,17 @@ def begun(certificate: Certificate, prior: Renewal | None, *, now: datetime, fra
         renew_before_seconds=certificate.renew_before_seconds,
         ari_id=certificate.ari_id,
         poll_at=None if certificate.ari_id is None else now,
-        hurried=prior.hurried + 1 if prior is not None and _was_hurried(prior, now) else 0,
+        hurried=_hurried(prior, now),
     )
 
 
-def _was_hurried(prior: Renewal, now: datetime) -> bool:
-    return prior.cause == "ari" and prior.point is not None and prior.point.window.end <= now
+def _hurried(prior: Renewal | None, now: datetime) -> int:
+    if prior is None:
+        return 0
+    if prior.cause == "ari" and prior.point is not None and prior.point.window.end <= now:
+        return prior.hurried + 1
+    # Windows that were passed over leave no point: what was known of this CA's windows still holds.
+    return prior.hurried if prior.ari_id is not None and prior.point is None else 0
 
 
 def moment_of(renewal: Renewal) -> datetime | None:

@@ -22,7 +22,7 @@ from scaivaultd.model.errors import (
 )
 from scaivaultd.model.ids import AccountId
 from scaivaultd.model.names import Identifier, parse_identifiers, require_provable
-from scaivaultd.model.resources import Account, Terms
+from scaivaultd.model.resources import Account, KeyType, Terms
 from scaivaultd.services.accounts import require_usable
 from scaivaultd.services.compromised_keys import is_compromised
 from scaivaultd.services.dns_providers import require_resolvers
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 DURATION_MAX = 3_153_600_000.0
 """A hundred years, as for durations in seconds."""
+
+_KEY_TYPE_UNSAID: KeyType = "ec-p256"
+"""With a CSR nobody can tell whether that was asked for, or nothing."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -66,6 +69,8 @@ async def terms_from(request: m.Issue, lookups: Lookups, now: datetime) -> Terms
     loaded = await usable(accounts, lookups.accounts)
     csr = None if request.csr is None else await csr_from(request.csr, lookups.store, lookups.accounts)
     identifiers = identifiers_from(request.domains, csr)
+    if csr is not None and request.key_type not in (_KEY_TYPE_UNSAID, csr.key_type):
+        raise not_that_of_the_csr(csr.key_type)
     require_names(request.domains, csr, loaded, request.challenge_type)
     lookups.solvers.get(request.challenge_type, request.solver)
     terms = Terms(
@@ -151,11 +156,23 @@ def require_same_names(csr: CsrRequest, named: Iterable[Identifier], pointer: st
     wanted, there = set(named), set(csr.identifiers)
     if wanted == there:
         return
-    missing = ", ".join(sorted(map(str, wanted - there))) or "none"
-    extra = ", ".join(sorted(map(str, there - wanted))) or "none"
-    raise invalid(
-        pointer, "not_the_names_of_the_csr", f"missing in the CSR: {missing}; in the CSR but not asked for: {extra}"
-    )
+    differences = {"missing in the CSR": wanted - there, "in the CSR but not asked for": there - wanted}
+    detail = "; ".join(f"{how}: {', '.join(sorted(map(str, those)))}" for how, those in differences.items() if those)
+    raise invalid(pointer, "not_the_names_of_the_csr", detail)
+
+
+def not_that_of_the_csr(key_type: KeyType) -> InvalidRequest:
+    """The error about a `key_type` that differs from the CSR's."""
+    return invalid("/key_type", "not_that_of_the_csr", f"the key of the CSR is {key_type}; it cannot be another")
+
+
+def one_name(text: str) -> Identifier:
+    """The name that is looked for; raises InvalidRequest."""
+    try:
+        (identifier,) = parse_identifiers([text], public_ca=False)
+    except InvalidRequest as error:
+        raise invalid("/domain", error.fields[0].code, error.fields[0].detail) from None
+    return identifier
 
 
 def require_names(

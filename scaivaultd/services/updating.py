@@ -22,6 +22,7 @@ from scaivaultd.services.requests import (
     accounts_of,
     csr_from,
     invalid,
+    not_that_of_the_csr,
     override_of,
     require_dns,
     require_names,
@@ -241,7 +242,7 @@ def _key_type(request: m.UpdateCertificate, before: Terms, csr: CsrRequest | Non
         return before.key_type if request.key_type is UNSET else request.key_type
     there = before.key_type if csr is None else csr.key_type
     if request.key_type not in (UNSET, there):
-        raise invalid("/key_type", "not_that_of_the_csr", f"the key of the CSR is {there}; it cannot be another")
+        raise not_that_of_the_csr(there)
     return there
 
 

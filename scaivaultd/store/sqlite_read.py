@@ -73,14 +73,14 @@ def _page_statement(scan: Scan, now: int) -> tuple[str, Sequence[str | int]]:
     pairs = list(scan.where.items())
     tables = [*(f"document_index AS i{number}" for number in range(len(pairs))), "documents"]
     key = "i0.key" if pairs else "documents.key"
-    conditions = [f"{key} >= ?", "(documents.expires_at IS NULL OR documents.expires_at > ?)"]
-    values: list[str | int] = [scan.prefix, now]
+    # One lower bound only: with two of them SQLite begins at the first, and each page would cost all those before it.
+    is_further = scan.after is not None and scan.after >= scan.prefix
+    conditions = [f"{key} > ?" if is_further else f"{key} >= ?"]
+    conditions.append("(documents.expires_at IS NULL OR documents.expires_at > ?)")
+    values: list[str | int] = [scan.after if is_further and scan.after is not None else scan.prefix, now]
     if (end := end_of_prefix(scan.prefix)) is not None:
         conditions.append(f"{key} < ?")
         values.append(end)
-    if scan.after is not None:
-        conditions.append(f"{key} > ?")
-        values.append(scan.after)
     for number, (name, value) in enumerate(pairs):
         conditions.append(f"i{number}.name = ? AND i{number}.value = ? AND i{number}.key = i0.key")
         values += (name, value)

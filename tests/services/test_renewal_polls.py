@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from scaivaultd.model.errors import CaMisbehaved, CaUnavailable
+from scaivaultd.model.errors import BackendRateLimited, CaMisbehaved, CaUnavailable
 from scaivaultd.model.ids import AccountId, CertificateId
 from scaivaultd.model.resources import Renewal, RenewalPoint, RenewalWindow
 from scaivaultd.services.documents import ACCOUNTS
@@ -112,16 +112,16 @@ class TestTheWindow:
 
     async def test_a_version_that_comes_while_the_ca_answers_is_not_given_the_answer(self, rig: RenewalRig) -> None:
         """The window was about the one before."""
-        rig.ari.window = days(50, 55)
+        rig.ari.window = lambda ari_id: days(50, 55)(ari_id) if ari_id.endswith(".1") else days(60, 61)(ari_id)
 
         async def renewed() -> None:
-            rig.ari.window = None
             await rig.issuing.renew(ID, "request")
 
         rig.ari.instead.append(renewed)
         await begun(rig)
         renewal = await rig.renewal()
-        assert (renewal.version, renewal.point) == (2, None)
+        assert renewal.point is not None
+        assert (renewal.version, renewal.point.window.start) == (2, BEGIN + 60 * DAY)
 
 
 class TestThePace:
@@ -201,6 +201,31 @@ class TestThePace:
         assert len(rig.ari.asked) == asked
         rig.ari.window = days(50, 55)
         await rig.forward(2 * HOUR)
+        assert all([(await rig.renewal(f"cert_{number}")).point for number in range(30)])
+
+    @pytest.mark.parametrize(
+        ("error", "minutes"),
+        [
+            (BackendRateLimited("slow down", retry_after=3600), 60),
+            (BackendRateLimited("slow down"), 1),
+            (CaUnavailable("503", 3600), 60),
+        ],
+    )
+    async def test_a_ca_that_asks_to_be_left_alone_is_asked_about_no_certificate(
+        self, rig: RenewalRig, error: Exception, minutes: int
+    ) -> None:
+        """After a downtime ten thousand are due at once; what it says of one counts for all."""
+        rig.ari.window = days(50, 55)
+        rig.ari.instead.extend([error] * 8)
+        account_id = await rig.world.account()
+        for number in range(30):
+            await rig.add(f"cert_{number}", account_id=account_id, has_ari=True)
+        await rig.start()
+        assert len(rig.ari.asked) <= 8
+        asked = len(rig.ari.asked)
+        await rig.forward(0.9 * minutes * MINUTE)
+        assert len(rig.ari.asked) == asked
+        await rig.forward(minutes * MINUTE)
         assert all([(await rig.renewal(f"cert_{number}")).point for number in range(30)])
 
     async def test_a_short_life_looks_for_ari_more_often(self, rig: RenewalRig) -> None:
