@@ -78,7 +78,7 @@ class Dispatcher:
         except e.ScaivaultError as error:
             self._log.info("request.refused", error_code=error.code, detail=error.detail, **about)
             return _failed(error, request_id)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the dispatcher: nothing of a request may end the daemon
             self._log.exception("request.failed", **about)
             return self._internal(request_id)
         # Reading is what everybody does all day; what changes something is the life of a certificate.

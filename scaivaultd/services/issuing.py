@@ -216,6 +216,10 @@ class Issuing:
             if under_way.account_id == account_id:
                 under_way.hurry.set()
 
+    def has_job(self, order_id: OrderId) -> bool:
+        """Whether an order is being pursued by this process."""
+        return order_id in self._under_way
+
     async def rest(self, order_id: OrderId) -> None:
         """Wait until an order has ended, or pauses after a setback; returns at once for one without a job."""
         if (under_way := self._under_way.get(order_id)) is not None:

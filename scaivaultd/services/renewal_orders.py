@@ -7,12 +7,15 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from scaivaultd.acme import causes
 from scaivaultd.acme import renewal as rules
 from scaivaultd.api import events
 from scaivaultd.model.errors import NotFound, RateLimited, ScaivaultError, StorageUnavailable
+from scaivaultd.model.resources import UNFINISHED
 from scaivaultd.services import renewals
-from scaivaultd.services.documents import RENEWALS
+from scaivaultd.services.documents import ORDERS, RENEWALS
 from scaivaultd.services.renewal_changes import Draft, as_of, certificate_of, change
 from scaivaultd.services.setbacks import trouble_of
 
@@ -68,6 +71,29 @@ class RenewalOrders:
         with suppress(TimeoutError):
             async with asyncio.timeout(REST_SECONDS):
                 await self._issuing.rest(order.id)
+
+    async def mend(self, renewal: Renewal) -> bool:
+        """Forget an order that has ended without anybody's word; whether there was one to forget.
+
+        The certificate would wait for it for ever.
+
+        Whoever ends an order clears its name here in the same commit; this is for stores that were mended by hand.
+        """
+        order_id = renewal.order_id
+        if order_id is None or self._issuing.has_job(order_id):
+            return False
+        order = await ORDERS.get(self._store, order_id)
+        if order is not None and order.value.status in UNFINISHED:
+            return False  # its solver is not installed at the moment
+
+        async def draft(current: Renewal) -> Draft | None:
+            if current.order_id != order_id:
+                return None
+            return Draft(renewal=msgspec.structs.replace(current, order_id=None))
+
+        await change(self._store, renewal.certificate_id, draft)
+        self._log.warning("renewal.order_lost", certificate_id=renewal.certificate_id, order_id=order_id)
+        return True
 
     async def _set_back(self, certificate_id: CertificateId, error: ScaivaultError) -> None:
         """No order could be made: note why and when it is tried again, and tell a person who has to act, once."""

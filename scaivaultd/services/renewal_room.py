@@ -213,6 +213,8 @@ class RenewalRoom:
         renewal = await self._notices.announce(certificate_id)
         if renewal is None:
             return None
+        if await self._orders.mend(renewal):
+            return AT_ONCE
         now = self._clock.now()
         renewal = as_of(renewal, now)
         notice = rules.next_notice(renewal.not_before, renewal.not_after, looked_at=renewal.looked_at)

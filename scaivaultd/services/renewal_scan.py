@@ -62,6 +62,8 @@ async def scan(
 
 
 def _look_at(renewal: Renewal, now: datetime) -> datetime | None:
+    if renewal.order_id is not None:
+        return now  # whether that order is still what it says
     at = renewals.due_at(renewal, now)
     if renewal.poll_at is not None and (at is None or renewal.poll_at < at):
         at = renewal.poll_at

@@ -156,6 +156,9 @@ class FakeIssuing:
         """The certificates, in the order in which they were renewed."""
         return [certificate_id for _, certificate_id, _ in self.orders]
 
+    def has_job(self, order_id: OrderId) -> bool:
+        return order_id in self.resting
+
     async def renew(self, certificate_id: CertificateId, cause: OrderCause, *, bulk_id: str | None = None) -> Order:
         if self.before_order is not None:
             await self.before_order()

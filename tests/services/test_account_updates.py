@@ -8,9 +8,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from scaivaultd.model.errors import AccountUnusable, CaRefused, Conflict, InvalidRequest, ScaivaultError, Timeout
+from scaivaultd.model.errors import (
+    AccountUnusable,
+    CaRefused,
+    CaUnavailable,
+    Conflict,
+    InvalidRequest,
+    ScaivaultError,
+    Timeout,
+)
 from scaivaultd.services.documents import ACCOUNT_NAMES, ACCOUNTS, digest
 from tests.fakes.care import Stop, deactivate, idle, kill, rotate, until_stopped, update
+from tests.fakes.renewals import SteppedClock
 
 
 async def change(world: Any, account_id: str, **fields: Any) -> None:
@@ -175,6 +184,41 @@ class TestAgreement:
         with pytest.raises(CaRefused):
             await update(world, account_id, terms_of_service_agreed=True)
         assert (await world.shown_account(account_id)).terms_changed_to is not None
+
+
+class TestAgreementBeforeRegistration:
+    @pytest.fixture
+    def clock(self) -> SteppedClock:
+        return SteppedClock()
+
+    @pytest.mark.parametrize("command", ["update", "create"])
+    async def test_it_goes_to_the_ca_at_once(
+        self, world: Any, clock: SteppedClock, ca_refuses: Any, command: str
+    ) -> None:
+        """Nobody waits an hour for a CA that has been waiting for him."""
+        world.ca.script["register"].append(ca_refuses("userActionRequired", 403))
+        account_id = await world.account(terms_of_service_agreed=False, wait_seconds=0)
+        while not clock.sleeping:  # noqa: ASYNC110 - the job gets there by itself
+            await asyncio.sleep(0)
+        if command == "update":
+            await update(world, account_id, terms_of_service_agreed=True)
+        else:
+            assert await world.account(wait_seconds=0) == account_id
+        await idle()
+        assert (await world.shown_account(account_id)).status == "valid"
+        assert world.ca.registrations[-1]["agreed"] is True
+
+    async def test_what_else_is_changed_waits_for_its_time(self, world: Any, clock: SteppedClock) -> None:
+        """A CA that has asked for a pause gets it."""
+        world.ca.script["register"].append(CaUnavailable("down", retry_after=600))
+        account_id = await world.account(wait_seconds=0)
+        while not clock.sleeping:  # noqa: ASYNC110 - the job gets there by itself
+            await asyncio.sleep(0)
+        slept = len(clock.slept)
+        await update(world, account_id, name="other", terms_of_service_agreed=True)
+        while len(clock.slept) == slept:  # noqa: ASYNC110 - it looks, and sleeps on
+            await asyncio.sleep(0)
+        assert len(world.ca.asked("register")) == 1
 
 
 @pytest.mark.parametrize(

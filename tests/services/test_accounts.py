@@ -138,6 +138,8 @@ class TestRefusals:
             ({"email": "Ops <ops@example.org>"}, "/email"),
             ({"email": "a@b.test,c@d.test"}, "/email"),
             ({"email": "a@b.test?subject=x"}, "/email"),
+            ({"email": "mailto:ops@example.org"}, "/email"),
+            ({"email": "öps@example.org"}, "/email"),
             ({"email": "ops"}, "/email"),
             ({"eab": {"key_id": "k"}}, "/eab"),
             ({"eab": {"key_id": "k", "hmac_key": HMAC, "hmac_key_path": "cred:x"}}, "/eab"),

@@ -13,7 +13,7 @@ from scaivaultd.acme.directories import directory_url_for
 from scaivaultd.acme.limit_rules import Rule
 from scaivaultd.api import messages as m
 from scaivaultd.api.commands import RequestContext
-from scaivaultd.model.errors import BackendRateLimited, NotFound, Problem
+from scaivaultd.model.errors import BackendRateLimited, InvalidRequest, NotFound, Problem
 from scaivaultd.model.ids import AccountId, CertificateId, KeyId, OrderId
 from scaivaultd.model.names import parse_identifiers
 from scaivaultd.model.resources import Account, Order, Queued, RenewalWindow
@@ -682,6 +682,9 @@ async def test_limits_of_an_account_or_a_name(desk: Desk) -> None:
     assert [each.directory_url for each in (await desk.limits(account_id="acme_3")).cas] == [PRIVATE]
     with pytest.raises(NotFound):
         await desk.limits(account_id="acme_9")
+    with pytest.raises(InvalidRequest) as caught:
+        await desk.limits(domain="not a name")
+    assert [each.pointer for each in caught.value.fields] == ["/domain"]
 
 
 async def test_limits_of_an_account_or_a_name_shows_their_orders(desk: Desk) -> None:

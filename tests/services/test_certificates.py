@@ -69,8 +69,9 @@ async def test_a_certificate_is_found_by_any_spelling_of_its_name(world: Any, ce
         listed = await certificates.list(m.ListCertificates(domain=spelling), CONTEXT)
         assert [each.id for each in listed.items] == [order.certificate_id]
     assert (await certificates.list(m.ListCertificates(domain="b.example.test"), CONTEXT)).items == []
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequest) as caught:
         await certificates.list(m.ListCertificates(domain="not a name"), CONTEXT)
+    assert [each.pointer for each in caught.value.fields] == ["/domain"]
 
 
 @pytest.mark.parametrize("hostile", ["cert_none", "../order/x", ""])

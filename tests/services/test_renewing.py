@@ -20,7 +20,7 @@ from scaivaultd.model.errors import (
     StorageUnavailable,
     UnsupportedChallenge,
 )
-from scaivaultd.model.ids import BulkRenewalId, CertificateId
+from scaivaultd.model.ids import BulkRenewalId, CertificateId, OrderId
 from scaivaultd.model.resources import Renewal, Terms
 from scaivaultd.model.storage import Delete, Put
 from scaivaultd.services.documents import CERTIFICATES, RENEWALS
@@ -230,6 +230,7 @@ class TestFailures:
         await rig.add()
 
         async def before_order() -> None:
+            rig.issuing.resting[OrderId("acme_order_other")] = asyncio.Event()
             await rig.change(order_id="acme_order_other")
 
         rig.issuing.before_order = before_order
@@ -239,6 +240,15 @@ class TestFailures:
         await rig.settle()
         renewal = await rig.renewal()
         assert (renewal.order_id, renewal.attempt, renewal.error) == ("acme_order_other", 0, None)
+
+    async def test_an_order_that_is_not_there_any_more_is_not_waited_for(self, rig: RenewalRig) -> None:
+        """A certificate that counts on it would never be renewed again."""
+        await rig.add()
+        await rig.change(order_id="acme_order_gone")
+        await rig.start()
+        await rig.forward(100 * DAY)
+        assert rig.issuing.ordered() == [ID]
+        assert len(rig.world.said("renewal.order_lost")) == 1
 
     async def test_a_full_daemon_is_asked_again_when_it_says(self, rig: RenewalRig) -> None:
         """Nothing is wrong with the certificate, and nobody has to act."""

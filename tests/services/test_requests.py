@@ -139,8 +139,19 @@ async def test_names_beside_a_csr_must_be_those_of_the_csr(world: Any) -> None:
     """The CA would refuse the CSR at the end; which names it is about is said here."""
     error = await refusal(world, await world.account(), domains=["a.test", "c.test"], csr=csr_pem("a.test", "b.test"))
     assert pointer_of(error) == "/domains"
-    assert "missing in the CSR: c.test" in error.detail
-    assert "not asked for: b.test" in error.detail
+    assert error.detail == "missing in the CSR: c.test; in the CSR but not asked for: b.test"
+    error = await refusal(world, await world.account(), domains=["a.test"], csr=csr_pem("a.test", "b.test"))
+    assert error.detail == "in the CSR but not asked for: b.test"
+
+
+async def test_another_kind_of_key_than_that_of_the_csr_is_refused(world: Any) -> None:
+    """Whoever asks for RSA shall not find out from the certificate that it is not."""
+    account_id = await world.account()
+    error = await refusal(world, account_id, csr=csr_pem("a.test"), key_type="rsa-2048")
+    assert pointer_of(error) == "/key_type"
+    text = csr_pem("a.test", key_type="ec-p384")
+    for key_type in ("ec-p256", "ec-p384"):
+        assert (await terms_for(world, account_id, csr=text, key_type=key_type)).key_type == "ec-p384"
 
 
 async def test_neither_names_nor_a_csr_is_a_missing_field(world: Any) -> None:
