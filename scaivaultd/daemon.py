@@ -37,6 +37,7 @@ from scaivaultd.services.dns_checks import DnsChecks
 from scaivaultd.services.dns_providers import DnsProviders
 from scaivaultd.services.issuing import Issuing
 from scaivaultd.services.jobs import Jobs
+from scaivaultd.services.places import AWAY_SHARE
 from scaivaultd.services.preflight import Preflight, PreflightModes
 from scaivaultd.services.provider_pool import ProviderPool
 from scaivaultd.services.pursuit import Tools
@@ -287,7 +288,8 @@ class Daemon:
             clock=self._clock,
             randomness=self._randomness,
             log=log,
-            renewals_per_ca=settings.acme.orders_per_ca,
+            # Most of them wait for their CA at any moment, and have no place there meanwhile.
+            renewals_per_ca=settings.acme.orders_per_ca * AWAY_SHARE,
         )
         tools.renewals.subscribe(renewing.changed)
         updating = Updating(

@@ -51,6 +51,14 @@ class CaConflict(CaRefused):
         self.location = location
 
 
+class NotThereYet(CaRefused):
+    """404 with a Retry-After: it may be there by then."""
+
+    def __init__(self, detail: str, problem: Problem | None = None, *, retry_after: float) -> None:
+        super().__init__(detail, problem)
+        self.retry_after = retry_after
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """One HTTP answer, read to its (bounded) end. Header names are lower case; a name may recur."""
 
@@ -165,6 +173,8 @@ def error_from(answer: Answer, what: str, now: datetime) -> ScaivaultError:
         return CaUnavailable(f"the CA answered {answer.status} to {what}: {said}", retry_after)
     if answer.status == 409:
         return CaConflict(f"the CA refused {what}: {said}", problem, location=answer.location)
+    if answer.status == 404 and retry_after is not None:
+        return NotThereYet(f"the CA refused {what}: {said}", problem, retry_after=retry_after)
     return CaRefused(f"the CA refused {what}: {said}", problem)
 
 

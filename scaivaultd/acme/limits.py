@@ -46,7 +46,8 @@ UNNAMED = "unnamed"
 
 _CLOSED_MAX = timedelta(days=31)
 _UNNAMED_MAX = timedelta(hours=1)
-_UNTIMED = timedelta(minutes=1)
+UNTIMED = timedelta(minutes=1)
+"""How long a refusal closes what it is about when the CA names no time."""
 
 
 class Bucket(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,7 +183,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
             return self._with(closures={_entry(PAUSED, each): Closure(at=now, until=None) for each in paused})
         if refusal.limit is not None and (subjects := _blamed(request, *refusal.limit, refusal)):
             return self._closed_by_name(now, request, limit_name(*refusal.limit), subjects, refusal.until)
-        until = min(max(refusal.until or now + _UNTIMED, now), now + _UNNAMED_MAX)
+        until = min(max(refusal.until or now + UNTIMED, now), now + _UNNAMED_MAX)
         closure = Closure(at=now, until=until, binds_exempt=True)
         return self._with(closures={_entry(UNNAMED, account_of(request)): closure})
 
@@ -265,7 +266,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     ) -> Ledger:
         # Where the same is limited over several times we are not told which it was: the shortest, most likely.
         rule = min((rule for rule in self.rules if rule.limit == limit), key=_window, default=None)
-        wait = _UNTIMED if rule is None else rule.interval
+        wait = UNTIMED if rule is None else rule.interval
         until = min(max(until or now + wait, now), now + _CLOSED_MAX)
         entries = {_entry(limit, subject) for subject in subjects}
         known = [closure for each in entries if (closure := self._closure(each, now)) is not None]

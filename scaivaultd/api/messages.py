@@ -279,7 +279,8 @@ class Issue(Request, frozen=True):
             Meta(
                 max_length=200,
                 description="Of several chains, the one whose top certificate was issued by this common name, or that "
-                "leads to the root with this SHA-256 fingerprint. If none fits: the CA's default, and a warning.",
+                "leads to the root with this SHA-256 fingerprint, if the CA sends that root or the account's "
+                "`ca_certificates_pem` has it. If none fits: the CA's default, and a warning.",
             ),
         ]
         | None

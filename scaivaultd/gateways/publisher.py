@@ -87,9 +87,12 @@ class Publisher:
                 # Before the first event: subscribers can then bind to the stream from the start.
                 if not self._has_stream:
                     await self._ensure_stream()
-                self.blocked_by = None
+                # To have found the stream says nothing about what it takes; with nothing to send that is all there is.
+                if self.blocked_by is not None and not await self._outbox.pending_events(1):
+                    self.blocked_by = None
                 await self._outbox.wait_for_events()
                 await self._carry()
+                self.blocked_by = None
                 pause = 0.1
             except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError, StorageUnavailable) as error:
                 self._complain(error)

@@ -23,12 +23,14 @@ BulkRenewalId = NewType("BulkRenewalId", str)
 RevocationId = NewType("RevocationId", str)
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_SHIFTS = range(120, -1, -10)
 
 
 def ulid(milliseconds: int, randomness: bytes) -> str:
     """Encode a moment (Unix milliseconds) and ten random bytes as 26 sortable characters."""
     value = (milliseconds & (1 << 48) - 1) << 80 | int.from_bytes(randomness[:10], "big")
-    return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[value >> shift & 1023] for shift in _SHIFTS])
 
 
 class IdMaker:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from scaivaultd.acme import signing, wire
-from scaivaultd.acme.exchange import CaConflict, NotOffered
+from scaivaultd.acme.exchange import CaConflict, NotOffered, NotThereYet
 from scaivaultd.acme.x509 import DownloadedChain
 from scaivaultd.model.errors import (
     BackendRateLimited,
@@ -234,7 +234,8 @@ class AcmeClient:
             answer = await self._post(url, None, "the certificate")
         except CaRefused as refusal:
             if _status_of(refusal) == 404:
-                raise CertificatePending("the CA does not have the certificate at hand yet") from refusal
+                retry_after = refusal.retry_after if isinstance(refusal, NotThereYet) else None
+                raise CertificatePending("the CA does not have the certificate at hand yet", retry_after) from refusal
             raise
         if len(answer.body) > CERTIFICATE_MAX:
             raise CaMisbehaved(f"the CA's certificate chain is larger than {CERTIFICATE_MAX >> 10} KiB")

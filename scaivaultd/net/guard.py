@@ -28,11 +28,16 @@ RESOLVE_SECONDS = 10.0
 LookUp = Callable[[str, int, socket.AddressFamily], Awaitable[list[ResolveResult]]]
 
 
+ORIGINS_MAX = 1000
+"""How many origins are remembered as judged; CAs are few, and whatever they send must not grow without end."""
+
+
 class AddressGuard:
     """Refuses loopback, link-local, private and reserved addresses except those listed as `host:port`."""
 
     def __init__(self, private_directories: Sequence[str]) -> None:
         self._listed = frozenset(entry.lower() for entry in private_directories)
+        self._good_origins: set[str] = set()
 
     def allows(self, host: str, port: int, address: str) -> bool:
         """Whether a connection to `address` under the name `host` may be made."""
@@ -47,6 +52,14 @@ class AddressGuard:
         Raises:
             CaMisbehaved: such a URL; names are judged when they have been resolved.
         """
+        origin = "/".join(url.split("/", 3)[:3])
+        if origin in self._good_origins and url.isascii():
+            return  # an order asks a handful of URLs of one CA again and again
+        self._check_url(url)
+        if len(self._good_origins) < ORIGINS_MAX:
+            self._good_origins.add(origin)
+
+    def _check_url(self, url: str) -> None:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname or "", parts.port or 443

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from scaivaultd.api.commands import RequestContext
     from scaivaultd.model.clock import Clock, Randomness
-    from scaivaultd.model.ids import IdMaker
+    from scaivaultd.model.ids import IdMaker, KeyId
     from scaivaultd.model.resources import Account, Order, Trouble
     from scaivaultd.model.storage import OutboxEvent
     from scaivaultd.services.budgets import Budgets
@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from scaivaultd.services.ports import CaClient, Cas, EabSource, Sealer, Store
     from scaivaultd.services.secrets import Secrets
     from scaivaultd.services.waiting import Waiting
+
+
+KEYS_AT_HAND = 64
 
 
 class Accounts:
@@ -81,6 +84,7 @@ class Accounts:
         self._clock = clock
         self._log = log
         self._turns = Turns()
+        self._keys: dict[KeyId, AccountKey] = {}
         self._holds = Holds(self, store=store, clock=clock, randomness=randomness, log=log)
         self._requests = AccountRequests(
             store=store,
@@ -149,11 +153,19 @@ class Accounts:
 
     async def client(self, account: Account) -> CaClient:
         """The account's view of its CA, signing with its key."""
+        key = self._keys.get(account.key_id) or await self._opened(account)
+        return self._cas.client(account.directory_url, account.ca_certificates_pem, key, account.url)
+
+    async def _opened(self, account: Account) -> AccountKey:
+        """The account's key out of its envelope; a few are kept, since every order of an account needs it."""
         stored = await KEYS.get(self._store, account.key_id)
         if stored is None:
             raise StorageUnavailable(f"the key {account.key_id} of account {account.id} is missing from the store")
         key = AccountKey(self._sealer.open(stored.value.sealed, KEYS.key(account.key_id), "private_key"))
-        return self._cas.client(account.directory_url, account.ca_certificates_pem, key, account.url)
+        if len(self._keys) >= KEYS_AT_HAND:
+            self._keys.pop(next(iter(self._keys)))
+        self._keys[account.key_id] = key
+        return key
 
     def using(self, account_id: AccountId) -> AbstractAsyncContextManager[None]:
         """Hold while an attempt signs with the account's key: its key is not changed meanwhile, and a change of key is

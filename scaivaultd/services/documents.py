@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
@@ -44,6 +45,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 IDEMPOTENCY_SECONDS = 24 * 3600.0
 PAGE_BYTES = 400 << 10
 """A page ends here: an ordinary NATS server takes 1 MiB, and a reply is no larger than its documents."""
+
+
+# Ids come from callers; a key must stay one word below its prefix.
+_WORD = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 
 class Versioned(msgspec.Struct, Generic[T], frozen=True):
@@ -101,7 +106,7 @@ class Shelf(Generic[T]):
 
     async def get(self, store: Store, resource_id: str) -> Versioned[T] | None:
         """Read one document."""
-        if not _is_word(resource_id):
+        if _WORD.fullmatch(resource_id) is None:
             return None
         stored = await store.get(self.key(resource_id))
         if stored is None:
@@ -251,10 +256,3 @@ def _fitting(items: Sequence[Stored]) -> Sequence[Stored]:
         if size > PAGE_BYTES and place > 0:
             return items[:place]
     return items
-
-
-def _is_word(text: str) -> bool:
-    # Ids come from callers; a key must stay one word below its prefix.
-    return (
-        0 < len(text) <= 200 and text.isascii() and all(character.isalnum() or character in "._-" for character in text)
-    )

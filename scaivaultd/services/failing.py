@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from scaivaultd.acme import causes
+from scaivaultd.acme import causes, limit_rules, limits
 from scaivaultd.acme import renewal as rules
 from scaivaultd.api import events
 from scaivaultd.model.errors import (
@@ -88,13 +88,14 @@ class Failing:
         self._record = record
         self._account = account
         self._log = log
+        self.left_behind: Order | None = None
 
     @property
     def _order(self) -> Order:
         return self._record.order
 
-    async def set_back(self, error: ScaivaultError) -> None:
-        """Note an error of an attempt, and when it goes on or that it does not."""
+    async def set_back(self, error: ScaivaultError, **noted: Any) -> None:
+        """Note an error of an attempt, and when it goes on or that it does not; `noted` goes into the order."""
         cause, now = causes.cause_of(error), self._tools.clock.now()
         if isinstance(error, CaRefused) and setbacks.needs_person(error):
             await self._wait_for_person(error, cause)
@@ -102,7 +103,7 @@ class Failing:
         order = self._order
         memory = Memory(attempt=order.attempt, misbehaved=order.misbehaved, give_up_at=patience_end(order))
         verdict = setbacks.judge(error, memory, now=now, fraction=self._tools.randomness.fraction())
-        fields: dict[str, Any] = {"attempt": verdict.attempt, "misbehaved": verdict.misbehaved}
+        fields: dict[str, Any] = {**noted, "attempt": verdict.attempt, "misbehaved": verdict.misbehaved}
         if isinstance(error, PreflightFailed):
             fields["preflight"] = error.verdicts
         await self._fail(
@@ -306,6 +307,9 @@ class Failing:
             await self._commit_renewal(_Step(trouble=trouble, next_account=account.id), fields, changes)
         else:
             await self._record.commit(changes, **fields)
+        if order.url is not None:
+            polite_from = (failure.fields if failure else {}).get("poll_after", order.poll_after)
+            self.left_behind = msgspec.structs.replace(order, poll_after=polite_from)
         self._log.warning(
             "order.turns_to_another_account", account_id=order.account_id, next_account_id=account.id, kind=cause.kind
         )
@@ -334,9 +338,9 @@ class Failing:
 
 
 def _retry_at(error: ScaivaultError, now: datetime) -> datetime | None:
-    """The CA's or the provider's word on when to come back."""
-    if isinstance(error, BackendRateLimited) and error.retry_at is not None:
-        return error.retry_at
+    """The CA's or the provider's word on when to come back; for a rate limit what the ledger makes of it."""
+    if isinstance(error, BackendRateLimited):
+        return limit_rules.refusal_from(error.problem, error.retry_at).until or now + limits.UNTIMED
     seconds = getattr(error, "retry_after", None)
     return now + timedelta(seconds=seconds) if isinstance(seconds, int | float) else None
 

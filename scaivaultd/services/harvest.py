@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PATIENCE_SECONDS = 10.0
+"""The longest pause made for a certificate that is not there yet; a CA that wants more is left for the next attempt."""
 _LAGS_SECONDS = (0.2, 0.5, 1.0, 2.0)
 
 
@@ -122,10 +124,13 @@ class Harvest:
         for pause in _LAGS_SECONDS:
             try:
                 return await fetch()
-            except CertificatePending:
+            except CertificatePending as lag:
                 # The URL may lag behind the order's state.
+                wanted = lag.retry_after or 0.0
+                if wanted > PATIENCE_SECONDS:
+                    raise
                 self._log.debug("certificate.not_there_yet")
-                await self._tools.clock.sleep(pause)
+                await self._tools.clock.sleep(max(pause, wanted))
         return await fetch()
 
     async def _keep(

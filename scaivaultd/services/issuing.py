@@ -47,8 +47,9 @@ from scaivaultd.services.failing import require_registered
 from scaivaultd.services.jobs import outcome_of
 from scaivaultd.services.leaving import deactivate_pending
 from scaivaultd.services.order_record import Superseded
+from scaivaultd.services.places import Place, Places
 from scaivaultd.services.presence import Presence, journalled
-from scaivaultd.services.pursuit import Parked, Place, Pursuit, Tools
+from scaivaultd.services.pursuit import Parked, Pursuit, Tools
 from scaivaultd.services.requests import Lookups, seconds_of, terms_from
 from scaivaultd.services.waiting import sleep_until
 
@@ -69,6 +70,7 @@ _STORAGE_PAUSE_SECONDS = 5.0
 _REGISTRATION_SECONDS = 60.0
 _RESUME_SECONDS = 5.0
 _LEAVING_SECONDS = (5.0, 30.0, 0.0)
+_LEAVING_LATEST = timedelta(hours=1)
 _ACCOUNT_TROUBLE = ("accountDoesNotExist", "unauthorized")
 
 
@@ -131,7 +133,7 @@ class Issuing:
         self._accepted: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._resumed: list[Presence] = []
         self._reclaiming: list[Presence] = []
-        self._places: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(orders_per_ca))
+        self._places: dict[str, Places] = defaultdict(lambda: Places(orders_per_ca))
 
     async def issue(self, request: m.Issue, context: RequestContext) -> m.OrderReply:
         """Handle `pki.acme.issue`."""
@@ -210,6 +212,12 @@ class Issuing:
         """End the pause an order makes after a setback, if it makes one."""
         if (under_way := self._under_way.get(order_id)) is not None:
             under_way.hurry.set()
+
+    def hurry_all(self) -> None:
+        """End every pause: the clock was set back, so what it said of their ends may lie far ahead."""
+        for under_way in self._under_way.values():
+            if under_way.rests.is_set():
+                under_way.hurry.set()
 
     def _hurry_orders_of(self, account_id: AccountId) -> None:
         for under_way in self._under_way.values():
@@ -494,16 +502,34 @@ class Issuing:
 
     async def _leave_ca(self, order_id: OrderId) -> None:
         """Deactivate what is still pending at the CA for an order that has ended (RFC 8555 section 7.5.2)."""
+        await self._be_polite((await self._load(order_id)).value)
         held = await self._load(order_id)
         order = held.value
         if not order.has_open_authorizations or order.status in UNFINISHED:
             return
-        log = self._tools.log.bind(order_id=order_id)
+        await self._deactivate_pending(order)
+        closed = msgspec.structs.replace(order, has_open_authorizations=False)
+        try:
+            await self._store.commit([ORDERS.put(closed, held.revision)])
+        except RevisionConflict:
+            self._tools.log.debug("order.changed_meanwhile", order_id=order_id)
+
+    async def _leave_behind(self, order: Order) -> None:
+        """The same for an order that goes on at another CA; forgotten if this process ends first."""
+        await self._be_polite(order)
+        await self._deactivate_pending(order)
+
+    async def _be_polite(self, order: Order) -> None:
+        if order.poll_after is not None:
+            await sleep_until(self._clock, min(order.poll_after, self._clock.now() + _LEAVING_LATEST))
+
+    async def _deactivate_pending(self, order: Order) -> None:
+        log = self._tools.log.bind(order_id=order.id)
         # Another order of ours may prove the same name by the same authorization: CAs share pending ones.
         shared = {
             each.value
             for other in self._under_way.values()
-            if other.account_id == order.account_id and other.order_id != order_id
+            if other.account_id == order.account_id and other.order_id != order.id
             for each in other.identifiers
         }
         for pause in _LEAVING_SECONDS:
@@ -513,11 +539,6 @@ class Issuing:
                 break
             log.debug("order.authorizations_open", detail=error.detail)
             await self._clock.sleep(pause)
-        closed = msgspec.structs.replace(order, has_open_authorizations=False)
-        try:
-            await self._store.commit([ORDERS.put(closed, held.revision)])
-        except RevisionConflict:
-            log.debug("order.changed_meanwhile")
 
     async def _wait_for_store(self, order_id: OrderId, error: StorageUnavailable) -> None:
         self._tools.log.warning("order.store_unavailable", order_id=order_id, detail=error.detail)
@@ -543,7 +564,14 @@ class Issuing:
         if account.id != account_id:
             return  # another account's turn, and another CA's place
         pursuit = Pursuit(self._tools, await self._load(order_id), account, presence, place)
-        log = self._tools.log.bind(order_id=order_id)
+        try:
+            await self._attempt_with(pursuit, account)
+        finally:
+            if (left := pursuit.left_behind) is not None:
+                self._jobs.start(f"leaving {left.url}", lambda: self._leave_behind(left))
+
+    async def _attempt_with(self, pursuit: Pursuit, account: Account) -> None:
+        log = self._tools.log.bind(order_id=pursuit.order.id)
         if (until := await self._tools.accounts.held_until(account)) is not None:
             await pursuit.wait_until(until)
             return

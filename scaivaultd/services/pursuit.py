@@ -9,9 +9,8 @@ module (5 and 6), `harvest` (7), and `failing` for what follows when it does not
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -39,7 +38,7 @@ from scaivaultd.services.order_record import OrderRecord
 from scaivaultd.services.ordering import Ordering
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from structlog.typing import FilteringBoundLogger
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from scaivaultd.model.ids import CertificateId, IdMaker, NodeId
     from scaivaultd.services.accounts import Accounts
     from scaivaultd.services.budgets import Budgets, Held
+    from scaivaultd.services.places import Place
     from scaivaultd.services.ports import CaClient, Fetched, Sealer, Store
     from scaivaultd.services.preflight import Preflight
     from scaivaultd.services.presence import Presence
@@ -64,8 +64,12 @@ LOOK_AGAIN_SECONDS = 2.0
 """The same at a CA that has left a failed challenge pending already."""
 PARK_SECONDS = 60.0
 """A CA that wants a longer pause gets it without the order holding a place in the CA's queue."""
+LENT_SECONDS = 0.3
+"""For a pause this long another order gets the place: a CA that says Retry-After must not slow down all the others."""
 REMEMBERED_SECONDS = 2.0
 """A pause this long is written down, so that a restart within it does not ask the CA too early."""
+POLL_AFTER_AT_MOST = timedelta(days=1)
+"""A pause noted in an order that is longer was noted by a clock that was wrong: attempts have less patience."""
 BEGIN_AGAIN_SECONDS = 1.0
 DOUBTS_MAX = 3
 
@@ -109,37 +113,6 @@ class Asking:
         return self._locks.setdefault(digest(order.account_id, name_set_key(order.identifiers)), asyncio.Lock())
 
 
-class Place:
-    """A place in the queue of a CA; given up while an order waits for something else than the CA."""
-
-    def __init__(self, places: asyncio.Semaphore) -> None:
-        self._places = places
-        self._held = False
-
-    async def __aenter__(self) -> Self:
-        await self._take()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._give()
-
-    @asynccontextmanager
-    async def given_up(self) -> AsyncIterator[None]:
-        """Let another order have it, and queue up again afterwards."""
-        self._give()
-        yield
-        await self._take()
-
-    async def _take(self) -> None:
-        await self._places.acquire()
-        self._held = True
-
-    def _give(self) -> None:
-        if self._held:
-            self._held = False
-            self._places.release()
-
-
 class Pace:
     """When each resource of the CA may be asked about again: its Retry-After, by URL."""
 
@@ -163,6 +136,10 @@ class Pace:
         """Seconds until all of these may be asked about; 0 when they may be now."""
         now = self._clock.monotonic()
         return max((self._not_before.get(url, now) - now for url in urls), default=0.0)
+
+    def left_of_all(self) -> float:
+        """Seconds until everything may be asked about."""
+        return self.left(*self._not_before)
 
 
 class Pursuit:
@@ -196,6 +173,11 @@ class Pursuit:
         """The order as last committed."""
         return self._record.order
 
+    @property
+    def left_behind(self) -> Order | None:
+        """The order as it was when another account took over: its CA still has it."""
+        return self._failing.left_behind
+
     async def run(self) -> None:
         """Pursue the order to `valid` or `invalid`."""
         require_registered(self._account)
@@ -214,7 +196,7 @@ class Pursuit:
 
     async def set_back(self, error: ScaivaultError) -> None:
         """Note what went wrong, and when it goes on or that it does not; raises Superseded."""
-        await self._failing.set_back(error)
+        await self._failing.set_back(error, **self._manners())
 
     async def hold(self, held: Held) -> None:
         """Note that the order waits for its turn; raises Superseded."""
@@ -255,8 +237,9 @@ class Pursuit:
             assert self.order.url is not None
             self._pace.wait(self.order.url, retry_after or 0.0)
             return ca_order
-        if self.order.poll_after is not None:
-            self._pace.wait(url, (self.order.poll_after - self._clock.now()).total_seconds())
+        left = (self.order.poll_after - self._clock.now()) if self.order.poll_after else timedelta(0)
+        if left <= POLL_AFTER_AT_MOST:
+            self._pace.wait(url, left.total_seconds())
         await self._when_allowed(url)
         try:
             fetched = await self._client.order(url)
@@ -291,7 +274,11 @@ class Pursuit:
             raise Parked(seconds)
         if seconds >= REMEMBERED_SECONDS:
             await self._record.commit(poll_after=self._clock.now() + timedelta(seconds=seconds))
-        await self._clock.sleep(seconds)
+        if seconds < LENT_SECONDS:
+            await self._clock.sleep(seconds)
+            return
+        async with self._place.lent():
+            await self._clock.sleep(seconds)
 
     async def _read(self, urls: Sequence[str]) -> None:
         settled = self._state.order.status == "invalid"
@@ -455,12 +442,15 @@ class Pursuit:
         url = self._state.order.finalize or self.order.finalize_url
         if url is None:
             raise CaMisbehaved("the CA's order has no finalize URL")
+        await self._when_allowed(url)
         csr = await self._harvest.csr()
         try:
             self._look(order=self._seen(await self._client.finalize(url, csr)))
             if self._state.order.status == "ready":
                 raise CaMisbehaved("the CA took the CSR and shows the order as ready all the same")
         except (CaUnavailable, CaMisbehaved) as doubt:
+            if isinstance(doubt, CaUnavailable) and doubt.retry_after is not None:
+                self._pace.wait(url, doubt.retry_after)
             await self._doubt(doubt)
         except CaRefused as refusal:
             if refusal.problem is None or refusal.problem.name != "orderNotReady":
@@ -499,7 +489,12 @@ class Pursuit:
     async def _give_up(self, trouble: Trouble) -> None:
         if trouble.identifiers and self._presence.was_away and not any(self._state.responses.values()):
             await self._begin_again(trouble)
-        await self._failing.give_up(trouble, challenges=self._final_challenges("invalid"))
+        await self._failing.give_up(trouble, challenges=self._final_challenges("invalid"), **self._manners())
+
+    def _manners(self) -> dict[str, Any]:
+        """What the CA's Retry-After forbids whoever asks next: another attempt, or the clean-up at the CA."""
+        left = self._pace.left_of_all()
+        return {"poll_after": self._clock.now() + timedelta(seconds=left)} if left > 0 else {}
 
     async def _begin_again(self, trouble: Trouble) -> None:
         """The CA looked while we were down: that says nothing about the names, so they get a new order."""

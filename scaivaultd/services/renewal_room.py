@@ -64,6 +64,7 @@ class RenewalRoom:
     ) -> None:
         self._store = store
         self._accounts = accounts
+        self._issuing = issuing
         self._clock = clock
         self._randomness = randomness
         self._log = log
@@ -128,6 +129,7 @@ class RenewalRoom:
         self._latest = now
         if seconds > _SET_BACK_SECONDS:
             self._log.warning("renewal.clock_set_back", seconds=seconds)
+            self._issuing.hurry_all()
             self._must_scan = True
         if not self._must_scan:
             return

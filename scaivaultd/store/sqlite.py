@@ -10,6 +10,7 @@ from scaivaultd.model.storage import Put
 from scaivaultd.store.batches import MAX_PAGE, check_batch, check_key, check_prefix, check_ttl
 from scaivaultd.store.recent import Recent
 from scaivaultd.store.sqlite_apply import apply, forget_events, has_events, later, release_lease, take_lease
+from scaivaultd.store.sqlite_place import PlaceOfFile
 from scaivaultd.store.sqlite_read import Scan, read_document, read_events, read_page
 from scaivaultd.store.sqlite_runs import GroupCommit, run_each
 from scaivaultd.store.sqlite_schema import open_reader, open_writer
@@ -44,14 +45,21 @@ class SqliteStore:
     """
 
     def __init__(
-        self, writer: sqlite3.Connection, reader: sqlite3.Connection, *, clock: Clock, log: FilteringBoundLogger
+        self,
+        writer: sqlite3.Connection,
+        reader: sqlite3.Connection,
+        place: PlaceOfFile,
+        *,
+        clock: Clock,
+        log: FilteringBoundLogger,
     ) -> None:
         self._clock = clock
         self._watchers = Watchers()
         self._recent = Recent()
         self._outbox_filled = asyncio.Event()
         self._note_outbox(has_events(writer))
-        self._writer = SqliteThread("store-writer", writer, GroupCommit(log), capacity=_WRITE_QUEUE, batch=_GROUP)
+        commits = GroupCommit(log, place.require)
+        self._writer = SqliteThread("store-writer", writer, commits, capacity=_WRITE_QUEUE, batch=_GROUP)
         self._reader = SqliteThread("store-reader", reader, run_each, capacity=_READ_QUEUE, batch=_READ_BATCH)
 
     @classmethod
@@ -63,8 +71,8 @@ class SqliteStore:
         Raises:
             StartupError: damaged, not ours, of a newer version, or not to be opened; says what to do.
         """
-        writer, reader = await asyncio.to_thread(_open_both, path)
-        return cls(writer, reader, clock=clock, log=log)
+        writer, reader, place = await asyncio.to_thread(_open, path)
+        return cls(writer, reader, place, clock=clock, log=log)
 
     async def close(self) -> None:
         """Finish the commits under way, end all watches, fold the log into the file. May be repeated.
@@ -211,10 +219,10 @@ def _milliseconds(clock: Clock) -> int:
     return int(clock.now().timestamp() * 1000)
 
 
-def _open_both(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+def _open(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection, PlaceOfFile]:
     writer = open_writer(path)
     try:
-        return writer, open_reader(path)
+        return writer, open_reader(path), PlaceOfFile(path)
     except BaseException:
         writer.close()
         raise

@@ -10,9 +10,11 @@ from scaivaultd.model.errors import Internal, StorageUnavailable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Primary result codes; the extended ones (which kind of I/O) carry them in their low byte and go
-# to the log by name. The words reach callers, so they name no path.
+# Primary result codes; the extended ones (which kind of I/O) carry them in their low byte, go to the log by
+# name, and stand here only where they ask for something else to be done. The words reach callers, so they name no path.
 _FAULTS: Mapping[int, str] = {
+    sqlite3.SQLITE_READONLY_DBMOVED: "its file was moved, removed or replaced while in use: put it back, "
+    "or stop the daemon, restore a backup and start it",
     sqlite3.SQLITE_FULL: "its disk is full",
     sqlite3.SQLITE_IOERR: "its disk reports an I/O error",
     sqlite3.SQLITE_READONLY: "its file or file system is read-only",
@@ -30,7 +32,7 @@ _FAULTS: Mapping[int, str] = {
 def fault_of(error: sqlite3.Error) -> str | None:
     """What is wrong with the medium, in words; None when the error is a fault of ours (bad SQL, misuse)."""
     code: int | None = getattr(error, "sqlite_errorcode", None)  # absent on errors of the Python module itself
-    return None if code is None else _FAULTS.get(code & 0xFF)
+    return None if code is None else _FAULTS.get(code, _FAULTS.get(code & 0xFF))
 
 
 def name_of(error: sqlite3.Error) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from scaivaultd.store.sqlite_errors import fault_of, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
@@ -32,8 +32,10 @@ def run_each(connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> None:
 class GroupCommit:
     """Runs writes as one transaction; when the medium fails all of them fail, and the next group tries anew."""
 
-    def __init__(self, log: FilteringBoundLogger) -> None:
+    def __init__(self, log: FilteringBoundLogger, require_file: Callable[[], None] = lambda: None) -> None:
+        """`require_file` raises sqlite3.Error when the file is gone, into which a commit would be lost."""
         self._log = log
+        self._require_file = require_file
         self._is_failing = False
 
     def __call__(self, connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> None:
@@ -42,6 +44,7 @@ class GroupCommit:
             _begin(connection)
             for job in jobs:
                 _attempt_alone(connection, job)
+            self._require_file()
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             for job in jobs:

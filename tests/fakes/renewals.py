@@ -207,6 +207,9 @@ class FakeIssuing:
     def hurry(self, order_id: OrderId) -> None:
         self.hurried.append(order_id)
 
+    def hurry_all(self) -> None:
+        self.hurried.extend(self.resting)
+
     async def rest(self, order_id: OrderId) -> None:
         if (rest := self.resting.get(order_id)) is None:
             return

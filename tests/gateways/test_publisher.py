@@ -16,7 +16,7 @@ import nats
 import nats.js.errors
 import pytest
 import structlog
-from nats.js.api import StreamConfig
+from nats.js.api import DiscardPolicy, StreamConfig
 from structlog.testing import LogCapture
 
 from scaivaultd.gateways.nats_bus import BusSettings, NatsBus
@@ -127,6 +127,26 @@ class CountingOutbox(CrashingOutbox):
 
     async def forget_events(self, sequences: Sequence[int]) -> None:
         self.forgotten.append(list(sequences))
+        await self._store.forget_events(sequences)
+
+
+class WatchedOutbox(CrashingOutbox):
+    """An outbox that notes what health would say each time somebody waits for events."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        super().__init__(store)
+        self.publisher: Publisher | None = None
+        self.said: list[str | None] = []
+        self.was_asked_thrice = asyncio.Event()
+
+    async def wait_for_events(self) -> None:
+        await self._store.wait_for_events()
+        if self.publisher is not None:
+            self.said.append(self.publisher.blocked_by)
+        if len(self.said) == 3:
+            self.was_asked_thrice.set()
+
+    async def forget_events(self, sequences: Sequence[int]) -> None:
         await self._store.forget_events(sequences)
 
 
@@ -347,6 +367,30 @@ async def test_events_wait_while_nats_is_away_and_go_out_when_it_is_back(
             while publisher.blocked_by is not None:  # noqa: ASYNC110 - set in the publisher's own time
                 await asyncio.sleep(0.01)
     assert await numbers(client) == [1, 2, 3]
+
+
+async def test_a_stream_that_takes_nothing_is_said_until_it_does(
+    server: NatsServerChild, client: Client, store: SqliteStore, log: FilteringBoundLogger
+) -> None:
+    """Health must not turn well with each new try: whoever looks in that moment would miss an outage of days."""
+    jetstream = client.jetstream()
+    settings = StreamConfig(name=STREAM, subjects=["scaivault.events.>"], max_msgs=1, discard=DiscardPolicy.NEW)
+    await jetstream.add_stream(settings)
+    outbox = WatchedOutbox(store)
+    async with publishing(server, outbox, log) as publisher:
+        outbox.publisher = publisher
+        await store.commit([], [event(1), event(2)])
+        async with asyncio.timeout(DEADLINE):
+            await outbox.was_asked_thrice.wait()
+        assert outbox.said[0] is None
+        assert all(outbox.said[1:]), outbox.said
+        settings.max_msgs = -1
+        await jetstream.update_stream(settings)
+        await emptied(store)
+        async with asyncio.timeout(DEADLINE):
+            while publisher.blocked_by is not None:  # noqa: ASYNC110 - set in the publisher's own time
+                await asyncio.sleep(0.01)
+    assert await numbers(client) == [1, 2]
 
 
 async def test_a_disk_that_fails_for_a_while_stops_nothing_for_good(

@@ -464,6 +464,15 @@ class TestRefusals:
         ca.script["/cert"].append(refusal("malformed", 404))
         assert isinstance(await failure(client.certificate(f"{ca.base}/cert")), CaUnavailable)
 
+    async def test_a_certificate_that_is_not_there_yet_keeps_the_time_the_ca_names(
+        self, ca: Any, client: AcmeClient, refusal: Any
+    ) -> None:
+        """Asked again before, a strict CA blocks us."""
+        ca.script["/cert"].append(refusal("malformed", 404, **{"Retry-After": "7"}))
+        error = await failure(client.certificate(f"{ca.base}/cert"))
+        assert isinstance(error, CaUnavailable)
+        assert error.retry_after == 7
+
 
 class TestDirectory:
     async def test_it_is_read_once_and_again_after_hours(self, ca: Any, connection: Any, clock: Any) -> None:

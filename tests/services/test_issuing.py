@@ -503,6 +503,18 @@ class TestDoubtfulFinalize:
             "finalize",
         ]
 
+    @pytest.mark.parametrize("seconds", [20.0, 600.0])
+    async def test_a_finalize_that_was_put_off_is_not_sent_again_before_its_time(
+        self, world: Any, seconds: float
+    ) -> None:
+        """`ready`, as the order is read after the doubt, does not mean that the CA takes CSRs again."""
+        world.ca.script["finalize"].append(CaUnavailable("busy", retry_after=seconds))
+        began = world.clock.now()
+        order = await world.issue()
+        assert (order.status, order.attempt) == ("valid", 0)
+        assert world.clock.now() - began >= timedelta(seconds=seconds)
+        assert len(world.ca.asked("finalize")) == 2
+
     async def test_order_not_ready_is_a_doubt_and_not_a_failure(self, world: Any, ca_refuses: Any) -> None:
         """A CA of many machines may know less on one than it told us on another."""
         world.ca.script["finalize"].append(ca_refuses("orderNotReady", 403))
@@ -557,6 +569,18 @@ class TestTheCertificate:
         world.ca.script["certificate"].extend([CertificatePending("not yet")] * 4)
         order = await world.issue()
         assert (order.status, order.attempt) == ("valid", 0)
+
+    @pytest.mark.parametrize(("seconds", "attempts"), [(3.0, 0), (30.0, 1)])
+    async def test_a_lagging_url_is_not_asked_before_the_cas_retry_after(
+        self, world: Any, seconds: float, attempts: int
+    ) -> None:
+        """A short one is waited for within the attempt, a long one between two."""
+        world.ca.script["certificate"].append(CertificatePending("not yet", seconds))
+        began = world.clock.now()
+        order = await world.issue()
+        assert (order.status, order.attempt) == ("valid", attempts)
+        assert world.clock.now() - began >= timedelta(seconds=seconds)
+        assert len(world.ca.asked("certificate")) == 2
 
     async def test_a_pointer_moved_by_another_order_moves_on_to_ours(self, world: Any) -> None:
         """Two orders for the same names end in the same moment: both are good, the later is current."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -322,6 +322,27 @@ class TestFailing:
         assert renewal.next_try_at - world.clock.now() > timedelta(hours=4)
         assert renewal.error is not None and (renewal.error.kind, bool(renewal.error.remedy)) == ("permanent", True)
 
+    @pytest.mark.parametrize(
+        ("detail", "pause"),
+        [
+            ("slow down", timedelta(minutes=1)),
+            ("too many new orders recently, retry after 2026-01-01 00:20:00 UTC", timedelta(minutes=19)),
+        ],
+    )
+    async def test_a_rate_limit_without_retry_after_names_the_time_that_is_kept(
+        self, world: Any, issuer: Any, monkeypatch: pytest.MonkeyPatch, detail: str, pause: timedelta
+    ) -> None:
+        """An event that says "again in two seconds" is not true while the ledger holds the account back."""
+        monkeypatch.setattr(issuer, "lifetime", timedelta(minutes=2))
+        monkeypatch.setattr(issuer, "backdated", timedelta(0))
+        certificate_id = await _issued(world)
+        problem = Problem(type="urn:ietf:params:acme:error:rateLimited", detail=detail, status=429)
+        world.ca.script["new_order"].append(BackendRateLimited("slow", problem))
+        began = world.clock.now()
+        await _renewed(world, certificate_id)
+        (told,) = [event for kind, event in await world.events() if kind == "certificate.renewal_failed"]
+        assert datetime.fromisoformat(told["next_try_at"]) - began >= pause
+
     async def test_the_time_a_ca_names_wins(self, world: Any) -> None:
         """Neither earlier nor by our own pace."""
         certificate_id = await _issued(world)
@@ -370,6 +391,15 @@ class TestFallback:
         renewed = [body for kind, body in events if kind == "certificate.renewed"]
         assert [each["next_account_id"] for each in failed] == [second]
         assert [each["fallback_from"] for each in renewed] == [[first]]
+
+    async def test_what_is_pending_at_the_ca_that_was_left_is_deactivated(self, world: Any) -> None:
+        """Else it counts against the limits of an account that gets nothing for it."""
+        first, second = await world.account(name="one"), await world.account(name="two")
+        world.ca.script["authorization"].append(CaUnavailable("down"))
+        order = await world.ended(await world.order(account_id=first, account_ids=[second]))
+        assert (order.status, order.account_id) == ("valid", second)
+        await world.idle()
+        assert sorted(each["status"] for each in world.ca.authorizations.values()) == ["deactivated", "valid"]
 
     async def test_a_domain_at_fault_is_no_reason_to_ask_another_ca(self, world: Any) -> None:
         """It would see the same."""
@@ -499,6 +529,37 @@ class TestFailedOrders:
         assert (order.status, order.has_open_authorizations) == ("invalid", False)
         assert "pending" not in {each["status"] for each in world.ca.authorizations.values()}
 
+    async def test_the_ca_is_not_asked_about_them_before_its_retry_after(self, world: Any) -> None:
+        """The attempt has just read the authorizations; the clean-up keeps the pause that their answers asked for."""
+        world.ca.refuses["a.example.test"] = "no"
+        world.ca.retry_after = 30.0
+        read_at: list[datetime] = []
+
+        def note() -> None:
+            read_at.append(world.clock.now())
+            world.ca.script["authorization"].append(note)
+
+        world.ca.script["authorization"].append(note)
+        order = await world.ended(await world.order("a.example.test"))
+        assert (order.status, order.has_open_authorizations) == ("invalid", False)
+        assert len(read_at) == 2
+        assert read_at[1] - read_at[0] >= timedelta(seconds=30)
+
+    async def test_the_next_attempt_keeps_the_pause_too(self, world: Any) -> None:
+        """What the CA asked of one attempt holds for the one after a setback."""
+        world.ca.retry_after = 30.0
+        world.ca.script["respond"].append(CaUnavailable("down"))
+        read_at: list[datetime] = []
+
+        def note() -> None:
+            read_at.append(world.clock.now())
+            world.ca.script["authorization"].append(note)
+
+        world.ca.script["authorization"].append(note)
+        order = await world.ended(await world.order("a.example.test"))
+        assert (order.status, order.attempt) == ("valid", 1)
+        assert read_at[1] - read_at[0] >= timedelta(seconds=30)
+
 
 class TestPauses:
     async def test_hurry_ends_a_pause_and_rest_tells_of_it(self, world: Any) -> None:
@@ -524,6 +585,31 @@ class TestPauses:
         assert (await world.ended(order.id)).status == "valid"
         assert world.clock.now() - start < timedelta(seconds=10)
         await world.issuing.rest(order.id)
+
+    async def test_a_clock_set_back_ends_every_pause(self, world: Any) -> None:
+        """What was noted by a clock two days ahead, in the order too, would have it wait for two days."""
+        certificate_id = await _issued(world)
+        world.ca.retry_after = 30.0
+        world.ca.script["respond"].append(CaUnavailable("down"))
+        paused = asyncio.Event()
+        real = world.clock.sleep
+
+        async def sleep(seconds: float) -> None:
+            if world.said("order.set_back") and not paused.is_set():
+                paused.set()
+                await asyncio.Event().wait()
+            await real(seconds)
+
+        world.clock.sleep = sleep
+        world.clock.advance(2 * 86400)
+        order = await world.issuing.renew(certificate_id, "schedule")
+        async with asyncio.timeout(10):
+            await paused.wait()
+        world.clock.set_back(2 * 86400)
+        began = world.clock.now()
+        world.issuing.hurry_all()
+        assert (await world.ended(order.id)).status == "valid"
+        assert world.clock.now() - began < HOUR
 
     async def test_a_window_of_the_ca_goes_to_the_ledger(self, world: Any) -> None:
         """An ARI renewal within its window is exempt from limits."""

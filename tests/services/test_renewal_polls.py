@@ -208,6 +208,7 @@ class TestThePace:
         [
             (BackendRateLimited("slow down", retry_after=3600), 60),
             (BackendRateLimited("slow down"), 1),
+            (BackendRateLimited("never again", retry_after=1e9), 24 * 60),
             (CaUnavailable("503", 3600), 60),
         ],
     )

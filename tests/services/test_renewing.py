@@ -556,6 +556,20 @@ class TestClocksThatJump:
         await rig.settle()
         assert rig.issuing.ordered() == [ID]
 
+    async def test_back_the_orders_that_pause_by_the_wrong_clock_go_on(self, rig: RenewalRig) -> None:
+        """The order of a certificate that is due would wait for a day that is two days off, and the name lapse."""
+        rig.issuing.holds = lambda _: True
+        await rig.add()
+        await rig.start()
+        rig.clock.set_to(BEGIN + 61 * DAY)
+        rig.clock.advance(30)
+        await rest_of(rig, lambda: bool(rig.issuing.resting))
+        (order_id,) = rig.issuing.resting
+        rig.clock.set_to(BEGIN + 59 * DAY)
+        rig.clock.advance(30)
+        await rest_of(rig, lambda: bool(rig.world.said("renewal.clock_set_back")))
+        assert rig.issuing.hurried == [order_id]
+
     async def test_back_a_renewal_far_off_is_not_done_now(self, rig: RenewalRig) -> None:
         """Only pauses begun by the wrong clock are in doubt; the dates of a certificate are its own."""
         await rig.add()

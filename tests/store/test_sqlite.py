@@ -181,6 +181,26 @@ class TestFullDisk:
 
 
 class TestFiles:
+    async def test_a_file_that_is_taken_away_is_missed(
+        self, tmp_path: Path, clock: FakeClock, log: FilteringBoundLogger, logged: Sequence[EventDict]
+    ) -> None:
+        """SQLite goes on in a file without a name, and all of it would be gone at the next start."""
+        path = tmp_path / "store.db"
+        store = await SqliteStore.open(path, clock=clock, log=log)
+        await store.commit([Put(key="before", document=b"")])
+        path.rename(tmp_path / "moved")
+        with pytest.raises(StorageUnavailable, match="moved, removed or replaced"):
+            await store.commit([Put(key="lost", document=b"")])
+        path.write_bytes(b"another")
+        with pytest.raises(StorageUnavailable, match="moved, removed or replaced"):
+            await store.commit([Put(key="lost", document=b"")])
+        (tmp_path / "moved").rename(path)
+        await store.commit([Put(key="after", document=b"")])
+        assert await all_keys(store, "") == {"before", "after"}
+        assert [entry["event"] for entry in logged] == ["store.unavailable", "store.recovered"]
+        assert logged[0]["error"] == "SQLITE_READONLY_DBMOVED"
+        await store.close()
+
     async def test_files_are_ours_alone(self, tmp_path: Path, clock: FakeClock, log: FilteringBoundLogger) -> None:
         """The inventory of an organisation is nobody else's to read, whatever the umask."""
         path = tmp_path / "deep" / "state" / "store.db"
