@@ -138,15 +138,18 @@ class Lines:
         if any(rule.limit == waiting.queued.limit for rule in ledger.rules):
             self._lines.setdefault(waiting.subject, _Line()).put(waiting)
 
-    def remove(self, order_id: OrderId) -> None:
-        """Take an order out, if it waits."""
+    def remove(self, order_id: OrderId) -> OrderId | None:
+        """Take an order out, if it waits; who stands first now, if it stood first before."""
         waiting = self._waiting.pop(order_id, None)
         line = None if waiting is None else self._lines.get(waiting.subject)
         if waiting is None or line is None:
-            return
+            return None
+        stood_first = line.entries[0] is waiting
         line.remove(waiting)
         if not line.entries:
             del self._lines[waiting.subject]
+            return None
+        return line.entries[0].order_id if stood_first else None
 
     def ahead_of(self, waiting: Waiting) -> int:
         """How many stand in front of it by now."""

@@ -25,6 +25,7 @@ from scaivaultd.services.budget_lines import Lines, Waiting
 from scaivaultd.services.budget_report import Wanted
 from scaivaultd.services.documents import ACCOUNTS, ORDERS, Shelf, digest
 from scaivaultd.services.requests import one_name
+from scaivaultd.services.waiting import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -173,6 +174,8 @@ class Budgets:
         self._spent_as: dict[OrderId, Cause] = {}
         self._given_back: set[OrderId] = set()
         self._list: PublicSuffixList | None = None
+        self.first_in_line: Signal[OrderId] = Signal()
+        """Those in front of the order have gone or left: what it was told of its turn may be too late by now."""
 
     async def resume(self) -> None:
         """Read what was spent and refused before, and who waited."""
@@ -306,8 +309,9 @@ class Budgets:
 
     def left(self, order_id: OrderId) -> None:
         """An order that may have waited does not wait any more, whatever became of it."""
-        if (ca := self._waits_at.pop(order_id, None)) is not None:
-            ca.lines.remove(order_id)
+        ca = self._waits_at.pop(order_id, None)
+        if ca is not None and (first := ca.lines.remove(order_id)) is not None:
+            self.first_in_line.tell(first)
 
     def spend_account(self, directory_url: str) -> tuple[Sequence[Change], datetime | None]:
         """Take what registering an account costs; with a moment it has to wait until then, and nothing is taken."""

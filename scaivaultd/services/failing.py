@@ -138,8 +138,13 @@ class Failing:
         if await self._turn_to_another(causes.Cause("transient", "ca")):
             return
         until, order = held.queued.until, self._order
-        pause = max(until - self._tools.clock.now(), timedelta(0))
-        await self._record.commit(queued=held.queued, next_try_at=until, give_up_at=order.give_up_at + pause)
+        # Woken before its turn, it has been given the time until then already.
+        granted = now = self._tools.clock.now()
+        if order.queued is not None and order.next_try_at is not None:
+            granted = max(now, order.next_try_at)
+        await self._record.commit(
+            queued=held.queued, next_try_at=until, give_up_at=order.give_up_at + (until - granted)
+        )
         self._log.info(
             "order.queued",
             limit=held.queued.limit,

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from scaivaultd.acme import x509
 from scaivaultd.api import events
-from scaivaultd.model.errors import CertificatePending, Conflict, Internal, RevisionConflict
+from scaivaultd.model.errors import CertificatePending, Conflict, Internal, RevisionConflict, ScaivaultError
 from scaivaultd.model.resources import Certificate, CertificateVersion, Issued, NamePointer, terms_in
 from scaivaultd.model.storage import ABSENT, Delete
 from scaivaultd.services import renewals
@@ -64,9 +64,13 @@ class Harvest:
         Raises:
             CertificateRefused: it is not what was asked for; nothing was kept, and what was there before still is.
         """
-        if self._order.certificate_url is None:
-            await self._record.commit(certificate_url=url, status="processing")
-        chain, warnings = await self._chain(url)
+        try:
+            chain, warnings = await self._chain(url)
+        except ScaivaultError:
+            if self._order.certificate_url is None:
+                # From now on the CA is not at work any more, and the patience for that does not count.
+                await self._record.commit(certificate_url=url, status="processing")
+            raise
         if not chain.has_authority_key_identifier:
             self._log.warning("certificate.no_authority_key_identifier", serial_number=chain.serial_number)
         return await self._keep(chain, challenges, warnings)

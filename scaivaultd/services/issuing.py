@@ -129,6 +129,7 @@ class Issuing:
         self._patience_seconds = patience_seconds
         self._under_way: dict[OrderId, UnderWay] = {}
         tools.accounts.resumed.subscribe(self._hurry_orders_of)
+        tools.budgets.first_in_line.subscribe(self.hurry)
         self._flights: dict[str, OrderId] = {}
         self._accepted: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._resumed: list[Presence] = []

@@ -403,19 +403,30 @@ class Pursuit:
 
     async def _poll(self) -> None:
         if self._clock.now() >= patience_end(self.order):
+            await self._note_processing()
+        if self._clock.now() >= patience_end(self.order):
             raise Timeout(await self._what_it_waits_for())
         await self._pause()
         await self._refresh()
-        if self._state.order.status in ("ready", "processing") and self.order.status != self._state.order.status:
-            await self._record.commit(status=self._state.order.status)
+        await self._note_processing()
         if self._state.order.status == "pending" and self._clock.monotonic() >= self._look_closer_at:
             await self._look_closer()
+
+    async def _note_processing(self) -> None:
+        """Write down that the CA is at work: its order has more patience then. `ready` is not worth a commit."""
+        if self._state.order.status == "processing" and self.order.status != "processing":
+            await self._record.commit(status="processing")
 
     async def _look_closer(self) -> None:
         """Read the undecided authorizations: some CAs leave a failed challenge pending, and the order with it."""
         self._look_closer_seconds *= 2
         self._look_closer_at = self._clock.monotonic() + self._look_closer_seconds
-        undecided = [each.url for each in self._state.authorizations if each.status == "pending"]
+        # Those that the CA does not want to be asked about yet are read the next time.
+        undecided = [
+            each.url
+            for each in self._state.authorizations
+            if each.status == "pending" and not self._pace.left(each.url)
+        ]
         read = {each.url: each for each in await side_by_side([self._authorization(url) for url in undecided])}
         self._look(authorizations=tuple(read.get(each.url, each) for each in self._state.authorizations))
 
@@ -435,6 +446,8 @@ class Pursuit:
         assert self.order.url is not None
         wanted = self._pace.left(self.order.url) or self._pause_seconds
         self._pause_seconds = min(self._pause_seconds * 1.8, LONGEST_PAUSE_SECONDS)
+        if wanted >= LENT_SECONDS:
+            await self._note_processing()
         await self._sleep(wanted)
 
     # Step 6: the CSR of the stored key; after any doubt the order is read, and decides.
@@ -457,8 +470,6 @@ class Pursuit:
                 raise
             await self._doubt(refusal)
         self._pause_seconds = FIRST_PAUSE_SECONDS
-        if self._state.order.status == "processing" and self.order.status != "processing":
-            await self._record.commit(status="processing")
 
     async def _doubt(self, error: CaRefused | CaUnavailable) -> None:
         self._doubts += 1
