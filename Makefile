@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := scaivaultd plugins contrib_dns tests bench
+BENCHES := issuance start reads store http01_listener tlsalpn01_listener
 
-.PHONY: demo test check bench clean lock docs venv new-venv packages test-packages help
+.PHONY: demo test check bench soak clean lock docs venv new-venv packages test-packages bench-packages help
 .DEFAULT_GOAL := help
 
 help: ## Show this help
@@ -24,8 +25,11 @@ check: venv ## Lint, types, architecture, lock and docs drift
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/architecture tests/test_drift.py
 
-bench: venv packages ## Measure against peers; prints figures, decides nothing
-	@for bench in bench/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+bench: venv packages bench-packages ## Measure against peers; prints figures, decides nothing
+	@for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python bench/$$bench.py || exit 1; done
+
+soak: venv ## Let 500 certificates of a minute live through faults for some minutes
+	@$(BIN)/python bench/soak.py
 
 docs: venv ## Write the generated reference pages anew
 	$(BIN)/python -m scaivaultd.reference docs/reference
@@ -60,6 +64,10 @@ new-venv:
 packages:
 	@command -v pebble >/dev/null && command -v pebble-challtestsrv >/dev/null || .ci/debian-packages pebble
 	@command -v openssl >/dev/null || .ci/debian-packages openssl
+
+# Peers of the issuance bench; without them it says so and goes on.
+bench-packages:
+	@command -v lego >/dev/null || .ci/debian-packages lego || true
 
 # The tests of dns-01 ask a real BIND.
 test-packages:

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 _ACME_ERROR = "urn:ietf:params:acme:error:"
 
+_ACCOUNT_REFUSED = (
+    "The CA does not serve the account: see its `status` (`pki.acme.accounts.get`). One that is deactivated never "
+    "comes back: register another, and give it to the certificate with `pki.certificates.update`."
+)
+
 _REMEDIES = {
     "caa": (
         "A CAA record of the name forbids this CA, account or challenge type: change the record (it may also stand at "
@@ -106,6 +111,8 @@ def remedy_for(trouble: Trouble) -> str | None:
             "The CA has paused these names after many failures. Repair what made them fail, follow the link in the "
             "CA's words to unpause them, then say `pki.certificates.renew`, or order again."
         )
+    if trouble.code == "ca_error" and problem is not None and problem.name == "unauthorized":
+        return _ACCOUNT_REFUSED
     names = {each.type.removeprefix(_ACME_ERROR) for each in trouble.identifiers} | (
         {problem.name} if problem else set()
     )

@@ -170,7 +170,8 @@ def error_from(answer: Answer, what: str, now: datetime) -> ScaivaultError:
         # Not weather: the CA will not learn it while we wait.
         return NotOffered(f"the CA does not offer {what}: {said}", problem)
     if answer.status >= 500 or answer.status in (408, 425):
-        return CaUnavailable(f"the CA answered {answer.status} to {what}: {said}", retry_after)
+        detail = f"the CA answered {answer.status} to {what}: {said}"
+        return CaUnavailable(detail, retry_after, turned_away=answer.status == 503)
     if answer.status == 409:
         return CaConflict(f"the CA refused {what}: {said}", problem, location=answer.location)
     if answer.status == 404 and retry_after is not None:

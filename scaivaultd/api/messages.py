@@ -43,7 +43,12 @@ Duration = (
 )
 Name = Annotated[
     str,
-    Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$", description="A name for people; unique."),
+    Meta(
+        min_length=1,
+        max_length=100,
+        pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$",
+        description="A name for people; unique.",
+    ),
 ]
 
 
@@ -632,7 +637,7 @@ class CreateBulkRenewal(Request, frozen=True):
     """Renew many certificates ahead of their time, so many a minute. All filters together choose; at least one."""
 
     certificate_ids: Annotated[
-        list[Annotated[str, Meta(max_length=100)]], Meta(max_length=10_000, description="Exactly these.")
+        list[Annotated[str, Meta(max_length=100)]], Meta(max_length=5_000, description="Exactly these.")
     ] = []
     all: Annotated[
         bool,

@@ -322,9 +322,11 @@ class CaUnavailable(ScaivaultError):
         "TLS trust from this host to the directory URL, and the CA's status page."
     )
 
-    def __init__(self, detail: str, retry_after: float | None = None) -> None:
+    def __init__(self, detail: str, retry_after: float | None = None, *, turned_away: bool = False) -> None:
+        """`turned_away`: the CA said so itself (503), so that it has not done what it was asked."""
         super().__init__(detail)
         self.retry_after = retry_after
+        self.turned_away = turned_away
 
 
 class CertificatePending(CaUnavailable):

@@ -203,7 +203,7 @@ class PreflightVerdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     detail: str = ""
 
 
-class Queued(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Queued(msgspec.Struct, frozen=True, kw_only=True):
     """Why an order waits although nothing is wrong: a budget at its CA, and when its turn is expected."""
 
     limit: str

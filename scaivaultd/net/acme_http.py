@@ -77,9 +77,10 @@ class CaConnection:
         self._in_flight = asyncio.Semaphore(settings.requests_in_flight)
         self._directory: tuple[float, wire.Directory] | None = None
         self._directory_lock = asyncio.Lock()
+        self._tls = _tls_context(settings.trust_files, ca_certificates_pem)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                ssl=_tls_context(settings.trust_files, ca_certificates_pem),
+                ssl=self._tls,
                 resolver=GuardedResolver(guard),
                 limit=settings.requests_in_flight,
                 use_dns_cache=False,
@@ -90,6 +91,11 @@ class CaConnection:
             headers={"User-Agent": settings.user_agent, "Accept-Encoding": "identity"},
             cookie_jar=aiohttp.DummyCookieJar(),
         )
+
+    @property
+    def roots(self) -> Sequence[bytes]:
+        """The root certificates that may vouch for the CA's HTTPS, as DER."""
+        return self._tls.get_ca_certs(binary_form=True)
 
     async def close(self) -> None:
         """Close all connections; requests under way fail as unavailable."""
@@ -311,6 +317,10 @@ class CaPool:
     ) -> AcmeClient:
         """An account's client; connections and nonces are shared with all accounts at the same directory."""
         return AcmeClient(self._connection(directory_url, ca_certificates_pem), key, kid)
+
+    def roots(self, directory_url: str, ca_certificates_pem: str | None) -> Sequence[bytes]:
+        """The root certificates that are trusted for this CA's HTTPS, as DER."""
+        return self._connection(directory_url, ca_certificates_pem).roots
 
     async def check_directory(self, url: str) -> None:
         """Refuse a directory URL at an address that is not open to callers; raises InvalidRequest."""

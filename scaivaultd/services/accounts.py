@@ -156,6 +156,10 @@ class Accounts:
         key = self._keys.get(account.key_id) or await self._opened(account)
         return self._cas.client(account.directory_url, account.ca_certificates_pem, key, account.url)
 
+    def roots(self, account: Account) -> Sequence[bytes]:
+        """The roots that its CA's chains may lead to, as far as they are known here: as DER."""
+        return self._cas.roots(account.directory_url, account.ca_certificates_pem)
+
     async def _opened(self, account: Account) -> AccountKey:
         """The account's key out of its envelope; a few are kept, since every order of an account needs it."""
         stored = await KEYS.get(self._store, account.key_id)

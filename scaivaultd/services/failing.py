@@ -157,7 +157,10 @@ class Failing:
         """Pause because the account is not to be used before; nothing that the order could help."""
         order = self._order
         pause = max(moment - self._tools.clock.now(), timedelta(0))
-        await self._record.commit(next_try_at=moment, give_up_at=order.give_up_at + pause)
+        why = self._account.action
+        if why is not None:
+            why = msgspec.structs.replace(why, retryable=True, retry_at=moment)
+        await self._record.commit(next_try_at=moment, give_up_at=order.give_up_at + pause, error=why or order.error)
 
     async def _wait_for_person(self, error: CaRefused, cause: Cause) -> None:
         order, now = self._order, self._tools.clock.now()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from cryptography import x509 as cryptography_x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from scaivaultd.acme import x509
 from scaivaultd.api import events
 from scaivaultd.model.errors import CertificatePending, Conflict, Internal, RevisionConflict, ScaivaultError
@@ -24,7 +21,7 @@ from scaivaultd.services.documents import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from structlog.typing import FilteringBoundLogger
 
@@ -106,17 +103,11 @@ class Harvest:
         if preferred is None:
             return await self._checked(await self._patiently(lambda: self._client.certificate(url))), ()
         bodies = await self._patiently(lambda: self._client.chains(url))
-        choice = x509.choose_chain(bodies, preferred, self._roots())
+        choice = x509.choose_chain(bodies, preferred, self._tools.accounts.roots(self._account))
         if choice.reason is not None:
             self._log.warning("certificate.chain_not_preferred", detail=choice.reason)
             return await self._checked(bodies[0]), (choice.reason,)
         return await self._checked(bodies[choice.index]), ()
-
-    def _roots(self) -> Sequence[bytes]:
-        pem = self._account.ca_certificates_pem
-        if pem is None:
-            return ()
-        return [each.public_bytes(Encoding.DER) for each in cryptography_x509.load_pem_x509_certificates(pem.encode())]
 
     async def _checked(self, body: bytes) -> x509.Chain:
         order, now = self._order, self._tools.clock.now()

@@ -503,11 +503,12 @@ class Issuing:
 
     async def _leave_ca(self, order_id: OrderId) -> None:
         """Deactivate what is still pending at the CA for an order that has ended (RFC 8555 section 7.5.2)."""
-        await self._be_polite((await self._load(order_id)).value)
-        held = await self._load(order_id)
-        order = held.value
+        order = (await self._load(order_id)).value
         if not order.has_open_authorizations or order.status in UNFINISHED:
             return
+        await self._be_polite(order)
+        held = await self._load(order_id)
+        order = held.value
         await self._deactivate_pending(order)
         closed = msgspec.structs.replace(order, has_open_authorizations=False)
         try:

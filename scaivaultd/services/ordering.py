@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from scaivaultd.acme import exchange, wire, x509
-from scaivaultd.model.errors import CaMisbehaved, CaRefused, CaUnavailable, Problem
-from scaivaultd.model.resources import SealedKey
+from scaivaultd.model.errors import CaMisbehaved, CaRefused, CaUnavailable, Problem, RevisionConflict
+from scaivaultd.model.resources import UNFINISHED, SealedKey
 from scaivaultd.services.documents import CERTIFICATES, KEYS, ORDERS, RENEWALS, digest
 from scaivaultd.services.jobs import unbroken
+from scaivaultd.services.order_record import Superseded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,9 +147,10 @@ class Ordering:
             fetched = await self._send()
         except CaMisbehaved:
             raise
-        except CaRefused:
-            # A clear no: there is no order to look for.
-            await self._record.commit(asked=False)
+        except (CaRefused, CaUnavailable) as error:
+            if isinstance(error, CaRefused) or error.turned_away:
+                # A clear no: there is no order to look for.
+                await self._record.commit(asked=False)
             raise
         if await self._is_held(fetched.url):
             # Boulder answers with a pending order that is there for the same names: it has one key and one CSR.
@@ -154,10 +159,23 @@ class Ordering:
                 "the CA wants to finish an order of another request for the same names first; waiting for it"
             )
         ca_order = wire.order_from(fetched.body)
-        await self._take_over(fetched.url, ca_order, fetched.retry_after)
+        try:
+            await self._take_over(fetched.url, ca_order, fetched.retry_after)
+        except Superseded:
+            await self._leave_word(fetched.url)
+            raise
         sent = {"replaces": self._order.replaces, "profile": self._order.profile_sent}
         self._log.info("order.created", url=fetched.url, **{name: said for name, said in sent.items() if said})
         return ca_order, fetched.retry_after
+
+    async def _leave_word(self, url: str) -> None:
+        """The order was ended while newOrder was under way: note what is to be given up at the CA."""
+        held = await ORDERS.get(self._tools.store, self._order.id)
+        if held is None or held.value.url is not None or held.value.status in UNFINISHED:
+            return
+        left = msgspec.structs.replace(held.value, url=url, has_open_authorizations=True)
+        with suppress(RevisionConflict):
+            await self._tools.store.commit([ORDERS.put(left, held.revision)])
 
     async def _send(self) -> Any:
         order = self._order

@@ -246,6 +246,10 @@ class Cas(Protocol):
         """An account's client."""
         ...
 
+    def roots(self, directory_url: str, ca_certificates_pem: str | None) -> Sequence[bytes]:
+        """The root certificates that are trusted for this CA's HTTPS, as DER: its chains may lead to one of them."""
+        ...
+
     async def check_directory(self, url: str) -> None:
         """Refuse a directory URL at an address that is not open to callers; raises InvalidRequest."""
         ...

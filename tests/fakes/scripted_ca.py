@@ -444,6 +444,9 @@ class ScriptedCas:
     def client(self, directory_url: str, ca_certificates_pem: str | None, key: AccountKey, kid: str | None) -> CaClient:
         return ScriptedClient(self._ca, key, kid)
 
+    def roots(self, directory_url: str, ca_certificates_pem: str | None) -> Sequence[bytes]:
+        return ()
+
     async def check_directory(self, url: str) -> None:
         if url in self.forbidden:
             raise InvalidRequest("a private address")

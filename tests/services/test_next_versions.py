@@ -454,7 +454,7 @@ class TestCancel:
         order = await world.ended(order_id)
         assert (order.status, order.has_open_authorizations, world.solver.in_place) == ("deactivated", False, {})
         states = {each["status"] for each in world.ca.authorizations.values()}
-        assert "pending" not in states or method == "new_order"
+        assert "pending" not in states
         kinds = [kind for kind, _ in await world.events()]
         assert kinds.count("order.cancelled") == 1 and "order.failed" not in kinds
         assert await world.certificates() == []
