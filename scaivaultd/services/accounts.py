@@ -204,10 +204,11 @@ class Accounts:
         page = await ACCOUNTS.page(self._store, where={"thumbprint": thumbprint}, cursor=None, limit=1)
         return page.items[0].value.id if page.items else None
 
-    async def examine(self, account: Account) -> bool:
+    async def examine(self, account: Account, *, was_unknown: bool = False) -> bool:
         """Find out what became of an account the CA will not serve (RFC 8555 sections 7.3.1 and 7.3.6).
 
-        True: trying again is worth it, since its URL has moved, which is written down, or its key has changed. An
+        True: trying again is worth it, since its URL has moved, which is written down, or its key has changed, or since
+        the CA knows it as it always did, although it has just denied that (`was_unknown`). An
         account deactivated from outside is marked, with an event, so that nobody asks in its name again. Never makes
         an account.
         """
@@ -226,7 +227,7 @@ class Accounts:
             self._log.error("account.unknown_to_ca", account_id=account.id)
             return False
         if url == account.url:
-            return False
+            return was_unknown
         await self.change(account.id, lambda each: msgspec.structs.replace(each, url=url))
         self._log.warning("account.moved", account_id=account.id, account_url=url)
         return True

@@ -593,7 +593,7 @@ class Issuing:
     async def _note(self, pursuit: Pursuit, account: Account, error: ScaivaultError) -> None:
         log = self._tools.log.bind(order_id=pursuit.order.id)
         if await self._is_healed(account, error):
-            error = CaUnavailable(f"the CA has moved account {account.id}; its new URL is noted ({error.detail})")
+            error = CaUnavailable(f"the CA refused account {account.id}, and knows it all the same ({error.detail})")
         failed = await outcome_of(pursuit.set_back(error), log, let_pass=(Superseded,))
         if isinstance(failed, StorageUnavailable):
             raise failed
@@ -622,7 +622,8 @@ class Issuing:
         if not (isinstance(error, CaRefused) and error.problem and error.problem.name in _ACCOUNT_TROUBLE):
             return False
         try:
-            return await self._tools.accounts.examine(account)
+            was_unknown = error.problem.name == "accountDoesNotExist"
+            return await self._tools.accounts.examine(account, was_unknown=was_unknown)
         except ScaivaultError as further:
             self._tools.log.warning("account.not_examined", account_id=account.id, detail=further.detail)
             return False

@@ -285,6 +285,14 @@ class TestRefusedByTheCa:
         with pytest.raises(AccountUnusable):
             await world.order(account_id=account_id)
 
+    async def test_a_denial_of_an_account_the_ca_has_is_weather(self, world: Any, ca_refuses: Any) -> None:
+        """A node of the CA that lags must not cost a certificate hours, or send somebody to register again."""
+        account_id = await world.account()
+        world.ca.script["new_order"].append(ca_refuses("accountDoesNotExist", 400, "who?"))
+        order = await world.ended(await world.order(account_id=account_id))
+        assert (order.status, order.attempt) == ("valid", 1)
+        assert len(world.ca.registrations) == 1
+
 
 class TestSetbacks:
     @pytest.mark.parametrize("method", ["new_order", "authorization", "respond", "order", "finalize", "certificate"])
