@@ -267,7 +267,7 @@ class Daemon:
             orders_per_ca=settings.acme.orders_per_ca,
             patience_seconds=settings.acme.order_timeout_seconds,
         )
-        bus = await self._open_bus(stack)
+        bus, nats_trouble = await self._open_bus(stack)
         publisher = Publisher(
             bus,
             sqlite,
@@ -277,7 +277,7 @@ class Daemon:
             log=log,
         )
         system = System(
-            probes(store, bus, publisher, listeners),
+            probes(store, bus, publisher, listeners, nats_trouble),
             lambda: self._info(node_id, plugins, solvers, jobs),
         )
         certificates = Certificates(store=store, sealer=sealer, clock=self._clock, log=log)
@@ -392,8 +392,10 @@ class Daemon:
             self._log.info("daemon.ready", nats="embedded", version=__version__)
             self.ready.set()
 
-    async def _open_bus(self, stack: AsyncExitStack) -> NatsBus:
+    async def _open_bus(self, stack: AsyncExitStack) -> tuple[NatsBus, Callable[[], str | None]]:
+        """The bus, and what is wrong with a server of our own that is there all the same."""
         nats = self._settings.nats
+        child = None
         if nats.servers:
             settings = BusSettings(
                 servers=tuple(server.reveal() for server in nats.servers),
@@ -413,7 +415,7 @@ class Daemon:
             settings = BusSettings(servers=(child.url,), user=child.user, password=child.password.reveal)
         bus = NatsBus(settings, clock=self._clock, log=self._log)
         stack.push_async_callback(bus.close, BUS_CLOSE_SECONDS)
-        return bus
+        return bus, lambda: None if child is None else child.trouble
 
     def _info(self, node: str, plugins: Plugins, solvers: Solvers, jobs: Jobs) -> m.InfoReply:
         return m.InfoReply(

@@ -35,9 +35,12 @@ def shown_addresses(listener: Listening) -> list[str]:
 
 
 def probes(
-    store: Store, bus: NatsBus, publisher: Publisher, listeners: Listeners
+    store: Store, bus: NatsBus, publisher: Publisher, listeners: Listeners, nats_trouble: Callable[[], str | None]
 ) -> Sequence[Callable[[], Awaitable[ComponentHealth]]]:
-    """One probe for each part; none of them waits for anything outside this host."""
+    """One probe for each part; none of them waits for anything outside this host.
+
+    `nats_trouble` says what is wrong with a NATS server of our own that is there all the same.
+    """
 
     async def of_store() -> ComponentHealth:
         try:
@@ -48,14 +51,17 @@ def probes(
         return ComponentHealth(name="store", status="ok")
 
     async def of_nats() -> ComponentHealth:
-        if bus.is_connected:
+        trouble = nats_trouble() if bus.is_connected else bus.last_error
+        if trouble is None:
             return ComponentHealth(name="nats", status="ok")
-        return ComponentHealth(name="nats", status="degraded", detail=bus.last_error)
+        return ComponentHealth(name="nats", status="degraded", detail=trouble)
 
     async def of_events() -> ComponentHealth:
-        if publisher.blocked_by is None:
+        # The server's own words before what it looks like from here: that nobody answers.
+        trouble = nats_trouble() or publisher.blocked_by
+        if trouble is None:
             return ComponentHealth(name="events", status="ok")
-        return ComponentHealth(name="events", status="degraded", detail=publisher.blocked_by)
+        return ComponentHealth(name="events", status="degraded", detail=trouble)
 
     async def of_http01() -> ComponentHealth:
         return _of_listener("http01", listeners.http01)

@@ -14,6 +14,7 @@ import msgspec
 
 from scaivaultd.api import messages as m
 from scaivaultd.api.commands import RequestContext
+from scaivaultd.api.wrong_values import explained
 from scaivaultd.model import errors as e
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def problem(error: e.ScaivaultError, request_id: str) -> m.ProblemReply:
         detail=error.detail,
         code=error.code,
         request_id=request_id,
-        errors=error.fields if isinstance(error, e.InvalidRequest) else (),
+        errors=error.fields if isinstance(error, e.AtFields) else (),
         identifiers=getattr(error, "identifiers", ()),
         acme=getattr(error, "problem", None),
         limit=_limit(error),
@@ -155,7 +156,7 @@ def _idempotency_key(incoming: Incoming) -> str | None:
 def field_error(message: str, request: type[msgspec.Struct], prefix: str = "") -> e.FieldError:
     """A message of msgspec as one about a member; `prefix` is the pointer of the Struct within the request."""
     place = _PLACE.search(message)
-    pointer = prefix + (re.sub(r"\[(\d+)\]", r"/\1", place[1].replace(".", "/")) if place else "")
+    pointer = prefix + (_pointer(place[1]) if place else "")
     text = message[: place.start()] if place else message
     if unknown := _UNKNOWN_FIELD.match(text):
         known = [field.name for field in msgspec.structs.fields(request)]
@@ -171,7 +172,13 @@ def field_error(message: str, request: type[msgspec.Struct], prefix: str = "") -
             pointer=f"{pointer}/{missing[1]}", code="missing_field", detail=f"field {missing[1]!r} is missing"
         )
     where = f"{pointer}: " if pointer else ""
-    return e.FieldError(pointer=pointer, code="invalid_value", detail=f"{where}{text}")
+    told = explained(text, place[1] if place else "", request)
+    return e.FieldError(pointer=pointer, code="invalid_value", detail=f"{where}{told}")
+
+
+def _pointer(place: str) -> str:
+    """A place as msgspec writes it, `.a.b[0]`; what is in a map is pointed at as a whole, since its key is not told."""
+    return re.sub(r"\[(\d+)\]", r"/\1", place.partition("[...]")[0].replace(".", "/"))
 
 
 def _escaped(name: str) -> str:

@@ -271,7 +271,14 @@ class Issue(Request, frozen=True):
         | None
     ) = None
     profile: (
-        Annotated[str, Meta(max_length=100, description="One of the CA's profiles; the account shows which there are.")]
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=100,
+                description="One of the CA's profiles; the account shows which there are.",
+            ),
+        ]
         | None
     ) = None
     profile_policy: Annotated[
@@ -282,6 +289,7 @@ class Issue(Request, frozen=True):
         Annotated[
             str,
             Meta(
+                min_length=1,
                 max_length=200,
                 description="Of several chains, the one whose top certificate was issued by this common name, or that "
                 "leads to the root with this SHA-256 fingerprint, if the CA sends that root or the account's "
@@ -309,6 +317,7 @@ class Issue(Request, frozen=True):
         Annotated[
             str,
             Meta(
+                min_length=1,
                 max_length=100,
                 description="For dns-01: id or name of the DNS provider to use. Absent: the one whose zones contain "
                 "the name.",
@@ -323,7 +332,11 @@ class Issue(Request, frozen=True):
     solver: (
         Annotated[
             str,
-            Meta(max_length=100, description="Which installed solver of the challenge type. Absent: the daemon's own."),
+            Meta(
+                min_length=1,
+                max_length=100,
+                description="Which installed solver of the challenge type. Absent: the daemon's own.",
+            ),
         ]
         | None
     ) = None
@@ -567,19 +580,29 @@ class UpdateCertificate(CertificateById, frozen=True):
         Annotated[str, Meta(max_length=100_000)] | UnsetType,
         Meta(description="Another CSR for the same names, or for those in `domains`: ordered at once."),
     ] = UNSET
-    profile: Annotated[str | UnsetType | None, Meta(description="One of the CA's profiles.")] = UNSET
+    profile: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=100)] | UnsetType | None,
+        Meta(description="One of the CA's profiles."),
+    ] = UNSET
     profile_policy: Annotated[
         Literal["required", "preferred"] | UnsetType, Meta(description="As in an issue request.")
     ] = UNSET
-    preferred_chain: Annotated[str | UnsetType | None, Meta(description="As in an issue request.")] = UNSET
+    preferred_chain: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=200)] | UnsetType | None,
+        Meta(description="As in an issue request."),
+    ] = UNSET
     renew_before: Annotated[Duration | UnsetType | None, Meta(description="As in an issue request.")] = UNSET
-    dns_provider: Annotated[str | UnsetType | None, Meta(description="For dns-01: id or name of the DNS provider.")] = (
-        UNSET
-    )
+    dns_provider: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=100)] | UnsetType | None,
+        Meta(description="For dns-01: id or name of the DNS provider."),
+    ] = UNSET
     propagation: Annotated[
         PropagationRequest | UnsetType | None, Meta(description="For dns-01: when a value counts as visible.")
     ] = UNSET
-    solver: Annotated[str | UnsetType | None, Meta(description="Which installed solver of the challenge type.")] = UNSET
+    solver: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=100)] | UnsetType | None,
+        Meta(description="Which installed solver of the challenge type."),
+    ] = UNSET
     wait_seconds: WaitSeconds = 0.0
 
 
@@ -621,7 +644,10 @@ class RevocationReply(msgspec.Struct, frozen=True, kw_only=True):
     use_acme: bool
     replace: bool
     created_at: datetime
-    was_revoked_already: Annotated[bool, Meta(description="The CA said that it was revoked before.")] = False
+    was_revoked_already: Annotated[
+        bool,
+        Meta(description="The CA said that it was revoked before, and may publish the reason given then."),
+    ] = False
     order_id: Annotated[str | None, Meta(description="The order for the replacement.")] = None
     next_try_at: datetime | None = None
     error: Trouble | None = None

@@ -29,11 +29,12 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from scaivaultd.gateways.nats_process import LAUNCHER, SYSTEM_PATH, ServerProcess, ask
+from scaivaultd.gateways.nats_store_watch import StoreWatch, room
 from scaivaultd.model.errors import StartupError
 from scaivaultd.plugin import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from structlog.typing import FilteringBoundLogger
 
@@ -136,8 +137,12 @@ class _Places(msgspec.Struct, frozen=True):
     def port(self) -> Path:
         return self.root / "port"
 
+    @property
+    def store(self) -> Path:
+        return self.root / "jetstream"
+
     def make(self) -> None:
-        for directory in (self.root, self.ports):
+        for directory in (self.root, self.ports, self.store):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             directory.chmod(0o700)
 
@@ -191,17 +196,26 @@ class NatsServerChild:
     Entering returns when the server takes clients and `<state_dir>/nats/client.json` says where. A
     server that dies by itself is started again on the same port, with pauses from 0.1 to 30 s, so
     clients that keep reconnecting come back; if the port was taken meanwhile, `url` and the file
-    change. There is one user, who may do everything; its password outlives restarts. Leaving stops the
-    server in order (SIGTERM, 5 s, SIGKILL) and removes `client.json`. Cancellation at any point leaves
-    no server behind. Enter it in a thread that lives as long as the daemon.
+    change. One whose store gave up is restarted once there is room on its disk. There is one user,
+    who may do everything; its password outlives restarts. Leaving stops the server in order (SIGTERM,
+    5 s, SIGKILL) and removes `client.json`. Cancellation at any point leaves no server behind. Enter
+    it in a thread that lives as long as the daemon.
 
     Raises (entering):
         StartupError: the server cannot be started; after that, deaths of the child are only logged.
     """
 
     def __init__(
-        self, state_dir: Path, binary: Path, *, clock: Clock, randomness: Randomness, log: FilteringBoundLogger
+        self,
+        state_dir: Path,
+        binary: Path,
+        *,
+        clock: Clock,
+        randomness: Randomness,
+        log: FilteringBoundLogger,
+        room: Callable[[Path], int] = room,
     ) -> None:
+        """`room` tells how many bytes may still be written in a directory."""
         self._places = _Places(state_dir.absolute() / "nats")
         self._binary = binary
         self._clock = clock
@@ -213,6 +227,7 @@ class NatsServerChild:
         self._lock: int | None = None
         self._process: ServerProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        self._store_watch = StoreWatch(self._places.store, self._end, room=room, clock=clock, log=log)
 
     @property
     def url(self) -> str:
@@ -234,13 +249,18 @@ class NatsServerChild:
         """The running server's process id; None while there is none."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the running server stores nothing; None while it does, or while there is no server."""
+        return self._store_watch.trouble
+
     async def __aenter__(self) -> Self:
         try:
             await self._open()
         except BaseException:
             await self.aclose()
             raise
-        self._supervisor = asyncio.create_task(self._supervise(), name="nats-server")
+        self._supervisor = asyncio.create_task(self._tend(), name="nats-server")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -323,6 +343,7 @@ class NatsServerChild:
         code, answer = await ask(self._binary, "-t", "-c", str(self._places.configuration))
         if code != 0:
             raise StartupError(f"{self._binary} refuses the configuration we made for it: {answer}")
+        self._store_watch.forget()
         process = await self._spawn()
         try:
             self._port = await self._ready_port(process)
@@ -392,6 +413,16 @@ class NatsServerChild:
         )
         _write_private(self._places.client, content)
 
+    async def _tend(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._supervise(), name="nats-server supervisor")
+            tasks.create_task(self._store_watch.run(), name="nats-server store watch")
+
+    async def _end(self) -> None:
+        """End the server that runs; the supervisor brings another."""
+        if self._process is not None:
+            await self._process.stop()
+
     async def _supervise(self) -> None:
         pause = _FIRST_PAUSE_SECONDS
         while (process := self._process) is not None:
@@ -423,6 +454,8 @@ class NatsServerChild:
         """Pass a line of the server's log on to ours, by its level; what has none is a crash's trace."""
         parsed = _LOG_LINE.fullmatch(line)
         level, text = (parsed["level"], parsed["text"]) if parsed else ("WRN", line)
+        if level == "ERR" and self._store_watch.hear(text):
+            level = "DBG"
         if text.strip() and _EXPECTED_WARNING not in text:
             self._log.log(_LOG_LEVELS.get(level, logging.WARNING), "nats_server.log", text=text)
 

@@ -23,6 +23,7 @@
 
 Class attributes carry the wire code, the HTTP status, whether trying again may help, and the
 advice shown by `scaivaultctl explain`. `api/dispatch.py` alone turns them into problem documents.
+InvalidRequest, NotFound, Conflict and SecretNotFound may point at members of a request: they are `AtFields`.
 `RevisionConflict` and `StartupError` stand outside: the first never leaves a service, the second
 never leaves the process.
 """
@@ -85,7 +86,15 @@ class ScaivaultError(Exception):
         self.detail = detail
 
 
-class InvalidRequest(ScaivaultError):
+class AtFields(ScaivaultError):
+    """One that may be the fault of members of the request; `fields` says of which."""
+
+    def __init__(self, detail: str, fields: Sequence[FieldError] = ()) -> None:
+        super().__init__(detail)
+        self.fields = tuple(fields)
+
+
+class InvalidRequest(AtFields):
     """The request itself is wrong; nothing was done."""
 
     code: ClassVar[str] = "invalid_request"
@@ -95,10 +104,6 @@ class InvalidRequest(ScaivaultError):
         "Read `errors`: each entry points at a member of the request and says what is wrong with it. "
         "The schema of every command is in docs/reference/commands.md and in the endpoint's metadata."
     )
-
-    def __init__(self, detail: str, fields: Sequence[FieldError] = ()) -> None:
-        super().__init__(detail)
-        self.fields = tuple(fields)
 
 
 class UnsupportedChallenge(InvalidRequest):
@@ -113,7 +118,7 @@ class UnsupportedChallenge(InvalidRequest):
     )
 
 
-class NotFound(ScaivaultError):
+class NotFound(AtFields):
     """There is no such thing."""
 
     code: ClassVar[str] = "not_found"
@@ -122,7 +127,7 @@ class NotFound(ScaivaultError):
     remedy: ClassVar[str] = "Check the id: list the accounts, orders or certificates to see what there is."
 
 
-class Conflict(ScaivaultError):
+class Conflict(AtFields):
     """The thing is in a state that does not allow this."""
 
     code: ClassVar[str] = "conflict"
@@ -206,7 +211,7 @@ class StorageUnavailable(ScaivaultError):
     )
 
 
-class SecretNotFound(ScaivaultError):
+class SecretNotFound(AtFields):
     """A referenced secret is missing or unusable; only its reference is named."""
 
     code: ClassVar[str] = "secret_not_found"

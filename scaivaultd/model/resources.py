@@ -393,7 +393,8 @@ class Renewal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class BulkRenewal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Many certificates renewed ahead of their time, `per_minute` of them. `cursor` is the last one that was set going.
 
-    The filters are those of the request; None does not filter.
+    The filters are those of the request; None does not filter. `renewed` and `failed` are what its orders had brought
+    when it finished; None before.
     """
 
     id: BulkRenewalId
@@ -411,6 +412,8 @@ class BulkRenewal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     domain: str | None = None
     issued_before: datetime | None = None
     finished_at: datetime | None = None
+    renewed: int | None = None
+    failed: int | None = None
 
 
 class RevocationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

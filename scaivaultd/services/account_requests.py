@@ -12,7 +12,7 @@ from cryptography import x509 as cryptography_x509
 
 from scaivaultd.acme import directories, x509
 from scaivaultd.acme.signing import AccountKey, parse_hmac_key
-from scaivaultd.model.errors import Conflict, FieldError, InvalidRequest, NotFound, RevisionConflict
+from scaivaultd.model.errors import Conflict, FieldError, InvalidRequest, NotFound, RevisionConflict, SecretNotFound
 from scaivaultd.model.resources import Account, AccountName, ExternalAccount, KeyType
 from scaivaultd.model.storage import ABSENT
 from scaivaultd.services.account_keys import read_account_key, sealed_key
@@ -154,7 +154,10 @@ class AccountRequests:
         if request.account_key_pem is not None:
             return _Key(*read_account_key(request.account_key_pem, "/account_key_pem"), is_given=True)
         if request.account_key_path is not None:
-            secret = await self._secrets.read(request.account_key_path)
+            try:
+                secret = await self._secrets.read(request.account_key_path)
+            except SecretNotFound as error:
+                raise missing_secret("/account_key_path", error.detail) from None
             return _Key(*read_account_key(secret.reveal(), "/account_key_path"), is_given=True)
         return _Key(x509.make_key(ACCOUNT_KEY_TYPE), ACCOUNT_KEY_TYPE, is_given=False)
 
@@ -167,7 +170,7 @@ class AccountRequests:
         if account.status in ("invalid", "deactivated"):
             return None
         if account.is_deactivating:
-            raise Conflict(f"the name {request.name!r} belongs to {account.id} until the CA has deactivated it")
+            raise _taken("/name", f"the name {request.name!r} belongs to {account.id} until the CA has deactivated it")
         asked = (
             request.provider,
             request.environment,
@@ -188,7 +191,7 @@ class AccountRequests:
         if account.status == "pending" and account.error is not None:
             await self._replace(current)
             return None
-        raise Conflict(f"the name {request.name!r} belongs to another account, {account.id}; choose another")
+        raise _taken("/name", f"the name {request.name!r} belongs to another account, {account.id}; choose another")
 
     async def _agree(self, request: m.CreateAccount, current: Versioned[Account]) -> None:
         """Take the word that was withheld the first time, while there is still somebody to give it to."""
@@ -209,7 +212,10 @@ class AccountRequests:
         found = await ACCOUNTS.page(self._store, where={"thumbprint": key.thumbprint}, cursor=None, limit=500)
         for other in (each.value for each in found.items):
             if other.status in ("pending", "valid") and other.directory_url == _directory_url(request):
-                raise Conflict(f"this key is that of account {other.id} ({other.name!r}) at the same CA; use that one")
+                raise _taken(
+                    "/account_key_path" if request.account_key_pem is None else "/account_key_pem",
+                    f"this key is that of account {other.id} ({other.name!r}) at the same CA; use that one",
+                )
 
     async def _write(self, request: m.CreateAccount, key: _Key, name_revision: int) -> AccountId:
         now = self._clock.now()
@@ -289,6 +295,15 @@ def _check_pem(pem: str) -> None:
         cryptography_x509.load_pem_x509_certificates(pem.encode())
     except ValueError:
         raise _invalid("/ca_certificates_pem", "bad_pem", "these are no PEM certificates") from None
+
+
+def missing_secret(pointer: str, detail: str) -> SecretNotFound:
+    """The error about a member that refers to a secret that is not there."""
+    return SecretNotFound(detail, [FieldError(pointer=pointer, code=SecretNotFound.code, detail=detail)])
+
+
+def _taken(pointer: str, detail: str) -> Conflict:
+    return Conflict(detail, [FieldError(pointer=pointer, code="taken", detail=detail)])
 
 
 def _invalid(pointer: str, code: str, detail: str) -> InvalidRequest:

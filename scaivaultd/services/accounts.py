@@ -29,7 +29,7 @@ from scaivaultd.model.errors import (
 )
 from scaivaultd.model.ids import AccountId
 from scaivaultd.services.account_holds import Holds
-from scaivaultd.services.account_requests import AccountRequests
+from scaivaultd.services.account_requests import AccountRequests, missing_secret
 from scaivaultd.services.account_turns import Turns
 from scaivaultd.services.documents import ACCOUNTS, KEYS, Versioned
 from scaivaultd.services.registering import Registering
@@ -319,8 +319,10 @@ def _as_error(account: Account) -> ScaivaultError:
         )
     if trouble.code == CaUnavailable.code:
         return CaUnavailable(trouble.detail, trouble.retry_after)
-    plain: dict[str, type[ScaivaultError]] = {
-        each.code: each for each in (InvalidRequest, SecretNotFound, Timeout, Internal)
-    }
+    if trouble.code == SecretNotFound.code:
+        # Of all references of a request only that of the binding is read at the registration.
+        is_fetched = account.eab is not None and not account.eab.key_id
+        return missing_secret("/zerossl_access_key_path" if is_fetched else "/eab/hmac_key_path", trouble.detail)
+    plain: dict[str, type[ScaivaultError]] = {each.code: each for each in (InvalidRequest, Timeout, Internal)}
     kind = plain.get(trouble.code)
     return CaRefused(trouble.detail, trouble.acme) if kind is None else kind(trouble.detail)

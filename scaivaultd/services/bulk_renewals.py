@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from scaivaultd.api import messages as m
-from scaivaultd.model.errors import Conflict, NotFound, RevisionConflict
+from scaivaultd.api.commands import CREATE_BULK_RENEWAL
+from scaivaultd.model.errors import Conflict, FieldError, NotFound, RevisionConflict
 from scaivaultd.model.ids import AccountId, CertificateId
-from scaivaultd.model.resources import UNFINISHED, BulkRenewal
-from scaivaultd.services.bulk_walks import BulkWalk, choice_page, fits, load
-from scaivaultd.services.documents import BULK_RENEWALS, CERTIFICATES, ORDERS
+from scaivaultd.model.resources import BulkRenewal
+from scaivaultd.services.bulk_walks import BulkWalk, Tally, choice_page, fits, load, tally
+from scaivaultd.services.documents import ACCOUNTS, BULK_RENEWALS, CERTIFICATES
+from scaivaultd.services.idempotency import Repeatable
 from scaivaultd.services.jobs import outcome_of, side_by_side
-from scaivaultd.services.requests import invalid, one_name
+from scaivaultd.services.requests import invalid, not_found, one_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 RUNNING_MAX = 20
 _PAUSE_SECONDS = 5.0
-_PAGE = 500
 _LISTED_MAX = 5
 
 
@@ -52,14 +52,19 @@ class BulkRenewals:
 
     async def create(self, request: m.CreateBulkRenewal, context: RequestContext) -> m.BulkRenewalReply:
         """Handle `pki.bulk_renewals.create`."""
-        bulk = self._wanted(request)
-        bulk = msgspec.structs.replace(bulk, total=await self._count(bulk))
         if request.dry_run:
-            return _reply(bulk, Counter(), self._clock.now(), is_dry_run=True)
-        running = await BULK_RENEWALS.page(self._store, where={"status": "running"}, cursor=None, limit=RUNNING_MAX)
-        if len(running.items) >= RUNNING_MAX:
-            raise Conflict(f"{len(running.items)} bulk renewals are running already; cancel one, or wait for its end")
-        await self._store.commit([BULK_RENEWALS.put(bulk)])
+            return _reply(await self._wanted(request), _NOTHING, self._clock.now(), is_dry_run=True)
+        repeatable = Repeatable(CREATE_BULK_RENEWAL, request, context)
+        while True:
+            if made := await repeatable.made_before(self._store):
+                return await self._shown((await load(self._store, made)).value)
+            bulk = await self._wanted(request)
+            await self._require_room()
+            try:
+                await self._store.commit([BULK_RENEWALS.put(bulk), *repeatable.changes(bulk.id)])
+            except RevisionConflict:
+                continue  # the same key came twice at once: the other one's is the answer
+            break
         self._log.info(
             "bulk_renewal.created",
             bulk_renewal_id=bulk.id,
@@ -69,7 +74,12 @@ class BulkRenewals:
             request_id=context.request_id,
         )
         self._created.set()
-        return _reply(bulk, Counter(), self._clock.now())
+        return _reply(bulk, _NOTHING, self._clock.now())
+
+    async def _require_room(self) -> None:
+        running = await BULK_RENEWALS.page(self._store, where={"status": "running"}, cursor=None, limit=RUNNING_MAX)
+        if len(running.items) >= RUNNING_MAX:
+            raise Conflict(f"{len(running.items)} bulk renewals are running already; cancel one, or wait for its end")
 
     async def list(self, request: m.ListBulkRenewals, context: RequestContext) -> m.BulkRenewalList:
         """Handle `pki.bulk_renewals.list`."""
@@ -132,7 +142,15 @@ class BulkRenewals:
         walk = BulkWalk(bulk, store=self._store, renewing=self._renewing, clock=self._clock, log=self._log)
         await walk.run()
 
-    def _wanted(self, request: m.CreateBulkRenewal) -> BulkRenewal:
+    async def _wanted(self, request: m.CreateBulkRenewal) -> BulkRenewal:
+        bulk = self._described(request)
+        if bulk.account_id is not None and await ACCOUNTS.get(self._store, bulk.account_id) is None:
+            raise not_found("/account_id", f"there is no account {bulk.account_id[:100]!r}")
+        if request.certificate_ids:
+            return msgspec.structs.replace(bulk, total=await self._count_named(bulk, request.certificate_ids))
+        return msgspec.structs.replace(bulk, total=await self._count(bulk))
+
+    def _described(self, request: m.CreateBulkRenewal) -> BulkRenewal:
         filters = (request.certificate_ids, request.account_id, request.issuer, request.domain, request.issued_before)
         if not request.all and not any(filters):
             raise invalid("/all", "no_filter", "give at least one filter, or say that all are meant")
@@ -150,8 +168,6 @@ class BulkRenewals:
         )
 
     async def _count(self, bulk: BulkRenewal) -> int:
-        if bulk.certificate_ids:
-            return await self._count_named(bulk)
         total = 0
         while True:
             page = await choice_page(self._store, bulk, self._log)
@@ -160,7 +176,7 @@ class BulkRenewals:
                 return total
             bulk = msgspec.structs.replace(bulk, cursor=page.next_cursor)
 
-    async def _count_named(self, bulk: BulkRenewal) -> int:
+    async def _count_named(self, bulk: BulkRenewal, as_given: Sequence[str]) -> int:
         async def is_chosen(certificate_id: CertificateId) -> bool | None:
             found = await CERTIFICATES.get(self._store, certificate_id)
             return None if found is None else fits(bulk, found.value)
@@ -168,34 +184,27 @@ class BulkRenewals:
         chosen = await side_by_side([is_chosen(each) for each in bulk.certificate_ids])
         unknown = [each for each, found in zip(bulk.certificate_ids, chosen, strict=True) if found is None]
         if unknown:
-            raise NotFound(_unknown(unknown))
+            raise _not_found(unknown, as_given)
         return sum(map(bool, chosen))
 
     async def _shown(self, bulk: BulkRenewal) -> m.BulkRenewalReply:
-        return _reply(bulk, await self._statuses(bulk.id), self._clock.now())
-
-    async def _statuses(self, bulk_renewal_id: BulkRenewalId) -> Counter[str]:
-        """How many of its orders stand in which state."""
-        statuses: Counter[str] = Counter()
-        cursor: str | None = None
-        while True:
-            page = await self._store.scan(ORDERS.key(""), where={"bulk": bulk_renewal_id}, after=cursor, limit=_PAGE)
-            statuses.update(_STATUS.decode(each.document).status for each in page.items)
-            if (cursor := page.next_cursor) is None:
-                return statuses
+        return _reply(bulk, _kept(bulk) or await tally(self._store, bulk.id), self._clock.now())
 
 
-class _Status(msgspec.Struct, frozen=True):
-    """All that is read of an order to count it."""
-
-    status: str
+_NOTHING = Tally(renewed=0, failed=0, under_way=0, certificates=0)
 
 
-_STATUS = msgspec.json.Decoder(_Status)
+def _kept(bulk: BulkRenewal) -> Tally | None:
+    """What was counted when it finished."""
+    if bulk.renewed is None or bulk.failed is None:
+        return None
+    return Tally(renewed=bulk.renewed, failed=bulk.failed, under_way=0, certificates=0)
 
 
-def _reply(bulk: BulkRenewal, statuses: Counter[str], now: datetime, *, is_dry_run: bool = False) -> m.BulkRenewalReply:
-    left = max(0, bulk.total - bulk.started - bulk.skipped)
+def _reply(bulk: BulkRenewal, orders: Tally, now: datetime, *, is_dry_run: bool = False) -> m.BulkRenewalReply:
+    # Progress is written down in steps; the orders may know of more by now.
+    started = max(bulk.started, orders.certificates)
+    left = max(0, bulk.total - started - bulk.skipped)
     is_running = bulk.status == "running" and not is_dry_run
     return m.BulkRenewalReply(
         id=None if is_dry_run else bulk.id,
@@ -204,17 +213,27 @@ def _reply(bulk: BulkRenewal, statuses: Counter[str], now: datetime, *, is_dry_r
         note=bulk.note,
         per_minute=bulk.per_minute,
         total=bulk.total,
-        started=bulk.started,
+        started=started,
         skipped=bulk.skipped,
-        renewed=sum(statuses[each] for each in ("valid", "revoked", "expired")),
-        failed=sum(statuses[each] for each in ("invalid", "deactivated")),
-        under_way=sum(statuses[each] for each in UNFINISHED),
+        renewed=orders.renewed,
+        failed=orders.failed,
+        under_way=orders.under_way,
         finished_at=bulk.finished_at,
         estimated_end=now + timedelta(minutes=left / bulk.per_minute) if is_running else None,
     )
 
 
-def _unknown(certificate_ids: Sequence[str]) -> str:
-    listed = ", ".join(repr(each) for each in certificate_ids[:_LISTED_MAX])
-    more = len(certificate_ids) - _LISTED_MAX
-    return f"there is no certificate {listed}" + (f", nor {more} more of these" if more > 0 else "")
+def _not_found(certificate_ids: Sequence[str], as_given: Sequence[str]) -> NotFound:
+    listed = certificate_ids[:_LISTED_MAX]
+    more = len(certificate_ids) - len(listed)
+    return NotFound(
+        f"there is no certificate {', '.join(map(repr, listed))}" + (f", nor {more} more of these" if more else ""),
+        [
+            FieldError(
+                pointer=f"/certificate_ids/{as_given.index(each)}",
+                code=NotFound.code,
+                detail=f"there is no certificate {each!r}",
+            )
+            for each in listed
+        ],
+    )

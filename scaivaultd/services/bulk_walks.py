@@ -7,12 +7,14 @@ have been set going already: those say so themselves, in their `Renewal` or in t
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from scaivaultd.model.errors import NotFound, RevisionConflict, StorageUnavailable
 from scaivaultd.model.ids import CertificateId
+from scaivaultd.model.resources import UNFINISHED
 from scaivaultd.services.documents import BULK_RENEWALS, CERTIFICATES, ORDERS, RENEWALS, Versioned
 from scaivaultd.services.jobs import outcome_of
 from scaivaultd.services.waiting import Waiting
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.model.clock import Clock
-    from scaivaultd.model.ids import OrderId
+    from scaivaultd.model.ids import BulkRenewalId, OrderId
     from scaivaultd.model.resources import BulkRenewal, Certificate, Renewal
     from scaivaultd.services.ports import Store
     from scaivaultd.services.renewing import Renewing
@@ -212,7 +214,10 @@ class BulkWalk:
         self._bulk = msgspec.structs.replace(self._bulk, skipped=skipped)
         await self._save()
         await self._all_through()
-        await self._save(status="finished", finished_at=self._clock.now())
+        brought = await tally(self._store, self._bulk.id)
+        await self._save(
+            status="finished", finished_at=self._clock.now(), renewed=brought.renewed, failed=brought.failed
+        )
 
     async def _all_through(self) -> None:
         """Wait until nothing that was set going is under way; what has failed is tried again as usual."""
@@ -258,6 +263,46 @@ class BulkWalk:
 
     async def _load(self) -> Versioned[BulkRenewal]:
         return await load(self._store, self._bulk.id)
+
+
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
+    """How the orders of a bulk renewal stand; `certificates` is for how many there have been any."""
+
+    renewed: int
+    failed: int
+    under_way: int
+    certificates: int
+
+
+async def tally(store: Store, bulk_renewal_id: BulkRenewalId) -> Tally:
+    """Count them; reads every one."""
+    statuses: Counter[str] = Counter()
+    certificates: set[str | None] = set()
+    cursor: str | None = None
+    while True:
+        page = await store.scan(ORDERS.key(""), where={"bulk": bulk_renewal_id}, after=cursor, limit=PAGE)
+        for each in page.items:
+            order = _COUNTED.decode(each.document)
+            statuses[order.status] += 1
+            certificates.add(order.renews)
+        if (cursor := page.next_cursor) is None:
+            break
+    return Tally(
+        renewed=sum(statuses[each] for each in ("valid", "revoked", "expired")),
+        failed=sum(statuses[each] for each in ("invalid", "deactivated")),
+        under_way=sum(statuses[each] for each in UNFINISHED),
+        certificates=len(certificates),
+    )
+
+
+class _Counted(msgspec.Struct, frozen=True):
+    """All that is read of an order to count it."""
+
+    status: str
+    renews: str | None = None
+
+
+_COUNTED = msgspec.json.Decoder(_Counted)
 
 
 async def load(store: Store, bulk_renewal_id: str) -> Versioned[BulkRenewal]:

@@ -14,6 +14,7 @@ from scaivaultd.acme import causes, x509
 from scaivaultd.acme import renewal as rules
 from scaivaultd.api import events
 from scaivaultd.api import messages as m
+from scaivaultd.api.commands import ISSUE
 from scaivaultd.model.errors import (
     AccountUnusable,
     Cancelled,
@@ -28,22 +29,19 @@ from scaivaultd.model.errors import (
     UnsupportedChallenge,
 )
 from scaivaultd.model.ids import OrderId
-from scaivaultd.model.resources import UNFINISHED, IdempotentResult, Order, Terms, terms_of
-from scaivaultd.model.storage import ABSENT
+from scaivaultd.model.resources import UNFINISHED, Order, Terms, terms_of
 from scaivaultd.services import renewals, setbacks
 from scaivaultd.services.budgets import Held
 from scaivaultd.services.compromised_keys import COMPROMISED, is_compromised, spki_sha256_in
 from scaivaultd.services.documents import (
     ACCOUNTS,
     CERTIFICATES,
-    IDEMPOTENCY,
-    IDEMPOTENCY_SECONDS,
     ORDERS,
     RENEWALS,
     Versioned,
-    digest,
 )
 from scaivaultd.services.failing import require_registered
+from scaivaultd.services.idempotency import Repeatable
 from scaivaultd.services.jobs import outcome_of
 from scaivaultd.services.leaving import deactivate_pending
 from scaivaultd.services.order_record import Superseded
@@ -58,7 +56,7 @@ if TYPE_CHECKING:
 
     from scaivaultd.api.commands import RequestContext
     from scaivaultd.model.ids import AccountId, BulkRenewalId, CertificateId
-    from scaivaultd.model.resources import Account, Certificate, OrderCause
+    from scaivaultd.model.resources import Account, Certificate, OrderCause, Renewal
     from scaivaultd.model.storage import Change
     from scaivaultd.plugin import ChallengeResponse
     from scaivaultd.services.dns_providers import DnsProviders
@@ -170,37 +168,55 @@ class Issuing:
                 return self._reply(ended)
 
     async def renew(
-        self, certificate_id: CertificateId, cause: OrderCause, *, bulk_id: BulkRenewalId | None = None
+        self,
+        certificate_id: CertificateId,
+        cause: OrderCause,
+        *,
+        bulk_id: BulkRenewalId | None = None,
+        repeatable: Repeatable | None = None,
     ) -> Order:
         """The order that makes the next version of a certificate: the one under way, or a new one, started.
 
-        Order and `Renewal` are committed together. An order under way is not hurried by this.
+        Order and `Renewal` are committed together, and with them what `repeatable`, the request behind it, has made; if
+        it was made before, its order is the answer. An order under way is not hurried by this.
 
         Raises:
             NotFound: there is no such certificate.
             AccountUnusable: none of its accounts can order.
-            Conflict: its key must not be certified again (a compromised key of a CSR, or with `reuse_key`).
+            Conflict: its key must not be certified again (a compromised key of a CSR, or with `reuse_key`), or another
+                request had the same Idempotency-Key.
             UnsupportedChallenge: no solver is installed any more, or no DNS provider.
         """
         while True:
+            if repeatable is not None and (made := await repeatable.made_before(self._store)):
+                return (await self._load(OrderId(made))).value
             certificate = await CERTIFICATES.get(self._store, certificate_id)
             renewal = await RENEWALS.get(self._store, certificate_id)
             if certificate is None or renewal is None:
                 raise NotFound(f"there is no certificate {certificate_id[:100]!r}")
-            if renewal.value.order_id is not None:
-                under_way = await ORDERS.get(self._store, renewal.value.order_id)
-                if under_way is not None and under_way.value.status in UNFINISHED:
-                    return under_way.value
-            order = await self._renewal_order(certificate.value, cause, bulk_id)
-            begun = renewals.under_way(renewal.value, order.id, cause)
+            order = under_way = await self._under_way_for(renewal.value)
+            changes: list[Change] = []
+            if order is None:
+                order = await self._renewal_order(certificate.value, cause, bulk_id)
+                begun = renewals.under_way(renewal.value, order.id, cause)
+                changes += [ORDERS.put(order), RENEWALS.put(begun, renewal.revision)]
+            if repeatable is not None:
+                changes += repeatable.changes(order.id)
             try:
-                await self._store.commit([ORDERS.put(order), RENEWALS.put(begun, renewal.revision)])
+                if changes:
+                    await self._store.commit(changes)
             except RevisionConflict:
                 continue  # somebody else began, or changed it: look again
+            if under_way is not None:
+                return under_way
             self._tools.renewals.tell(certificate_id)
             self._log_accepted(order, certificate_id=certificate_id, cause=cause)
             self._begin(order)
             return order
+
+    async def _under_way_for(self, renewal: Renewal) -> Order | None:
+        order = None if renewal.order_id is None else await ORDERS.get(self._store, renewal.order_id)
+        return order.value if order is not None and order.value.status in UNFINISHED else None
 
     async def shown(self, order_id: OrderId, wait_seconds: float) -> m.OrderReply:
         """An order as callers see it, once its challenges are there, it has ended, or `wait_seconds` are over."""
@@ -328,21 +344,18 @@ class Issuing:
 
     async def _accept(self, request: m.Issue, context: RequestContext) -> OrderId:
         """Write order, step 1: the caller hears of an order only when it is written down."""
-        key = context.idempotency_key
-        asked = digest(msgspec.json.encode(msgspec.structs.replace(request, wait_seconds=0)))
+        repeatable = Repeatable(ISSUE, request, context)
+        asked = repeatable.digest
         async with self._accepting(asked):
             for _ in range(2):
-                if key is not None and (made := await self._made_before(key, asked)):
-                    return made
+                if made := await repeatable.made_before(self._store):
+                    return OrderId(made)
                 # The same request while its order is under way is the same order: one certificate, whoever asks.
                 same = self._flights.get(asked)
                 order = None if same is not None else await self._order(request, asked)
-                changes = [] if order is None else [ORDERS.put(order)]
                 order_id = same if order is None else order.id
                 assert order_id is not None
-                if key is not None:
-                    result = IdempotentResult(resource_id=order_id, request_digest=asked)
-                    changes.append(IDEMPOTENCY.put_at(_idempotency_id(key), result, ABSENT, IDEMPOTENCY_SECONDS))
+                changes = [*([] if order is None else [ORDERS.put(order)]), *repeatable.changes(order_id)]
                 try:
                     if changes:
                         await self._store.commit(changes)
@@ -366,14 +379,6 @@ class Issuing:
             names=[str(each) for each in order.identifiers],
             **more,
         )
-
-    async def _made_before(self, key: str, asked: str) -> OrderId | None:
-        made = await IDEMPOTENCY.get(self._store, _idempotency_id(key))
-        if made is None:
-            return None
-        if made.value.request_digest != asked:
-            raise Conflict("this Idempotency-Key was used for another request within the last 24 hours")
-        return OrderId(made.value.resource_id)
 
     async def _order(self, request: m.Issue, flight: str) -> Order:
         terms = await terms_from(request, self._lookups, self._clock.now())
@@ -674,10 +679,6 @@ class Issuing:
         if order is None:
             raise NotFound(f"order {order_id} is gone")
         return order
-
-
-def _idempotency_id(key: str) -> str:
-    return digest("pki.acme.issue", key)
 
 
 def _is_decided(account: Account) -> bool:

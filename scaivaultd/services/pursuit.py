@@ -135,7 +135,7 @@ class Pace:
     def left(self, *urls: str) -> float:
         """Seconds until all of these may be asked about; 0 when they may be now."""
         now = self._clock.monotonic()
-        return max((self._not_before.get(url, now) - now for url in urls), default=0.0)
+        return max([0.0, *(self._not_before.get(url, now) - now for url in urls)])
 
     def left_of_all(self) -> float:
         """Seconds until everything may be asked about."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from scaivaultd.acme import causes
 from scaivaultd.acme.limit_rules import limit_name
 from scaivaultd.acme.signing import parse_hmac_key
 from scaivaultd.api import events
@@ -229,7 +230,8 @@ class Registering:
             retry_after=(until - now).total_seconds(),
             retry_at=until,
         )
-        await self._note(current, trouble, until if in_time else None)
+        judged = causes.judged(trouble, causes.cause_of_trouble(trouble))
+        await self._note(current, judged, until if in_time else None)
 
     async def _set_back(self, current: Versioned[Account], error: ScaivaultError) -> None:
         account = current.value
@@ -237,7 +239,8 @@ class Registering:
         memory = Memory(attempt=account.attempt, misbehaved=account.misbehaved, give_up_at=account.give_up_at)
         verdict = setbacks.judge(error, memory, now=self._clock.now(), fraction=self._randomness.fraction())
         tried = msgspec.structs.replace(account, attempt=verdict.attempt, misbehaved=verdict.misbehaved)
-        await self._note(Versioned(tried, current.revision), verdict.trouble, verdict.next_try_at)
+        trouble = causes.judged(verdict.trouble, causes.cause_of(error))
+        await self._note(Versioned(tried, current.revision), trouble, verdict.next_try_at)
 
     async def _note(self, current: Versioned[Account], trouble: Trouble, next_try_at: datetime | None) -> None:
         changed = msgspec.structs.replace(

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from scaivaultd.api.commands import RENEW_CERTIFICATE
 from scaivaultd.model.errors import NotFound, ScaivaultError, StorageUnavailable
-from scaivaultd.model.ids import CertificateId
+from scaivaultd.model.ids import CertificateId, OrderId
 from scaivaultd.services import renewals
+from scaivaultd.services.idempotency import Repeatable
 from scaivaultd.services.renewal_changes import Draft, change
 from scaivaultd.services.renewal_room import RenewalRoom
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from scaivaultd.api import messages as m
     from scaivaultd.api.commands import RequestContext
     from scaivaultd.model.clock import Clock, Randomness
-    from scaivaultd.model.ids import BulkRenewalId, OrderId
+    from scaivaultd.model.ids import BulkRenewalId
     from scaivaultd.model.resources import OrderCause, Renewal
     from scaivaultd.services.accounts import Accounts
     from scaivaultd.services.issuing import Issuing
@@ -60,8 +62,11 @@ class Renewing:
     async def renew(self, request: m.RenewCertificate, context: RequestContext) -> m.OrderReply:
         """Handle `pki.certificates.renew`."""
         certificate_id = CertificateId(request.id)
+        repeatable = Repeatable(RENEW_CERTIFICATE, request, context)
         try:
-            order_id = await self._order_under_way(certificate_id) or await self._order(certificate_id)
+            order_id = await self._order_there(certificate_id, repeatable) or await self._order(
+                certificate_id, repeatable
+            )
         finally:
             self.changed(certificate_id)
         return await self._issuing.shown(order_id, request.wait_seconds)
@@ -88,25 +93,32 @@ class Renewing:
         """Look after all certificates until cancelled."""
         await self._room.run()
 
-    async def _order_under_way(self, certificate_id: CertificateId) -> OrderId | None:
-        """The order that makes the next version already, from now on without the pauses of its failures."""
+    async def _order_there(self, certificate_id: CertificateId, repeatable: Repeatable) -> OrderId | None:
+        """The order that the request has made before; or the one that makes the next version already, from now on
+        without the pauses of its failures."""
+        made: str | None = None
 
         async def draft(renewal: Renewal) -> Draft | None:
-            if renewal.order_id is None:
+            nonlocal made
+            made = await repeatable.made_before(self._store)
+            if made is not None or renewal.order_id is None:
                 return None
             hurried = msgspec.structs.replace(renewal, attempt=0, next_try_at=None, error=None)
-            return None if hurried == renewal else Draft(renewal=hurried)
+            changes = repeatable.changes(renewal.order_id)
+            return Draft(renewal=hurried, changes=changes) if changes or hurried != renewal else None
 
         renewal = _required(await change(self._store, certificate_id, draft), certificate_id)
+        if made is not None:
+            return OrderId(made)
         if renewal.order_id is not None:
             self._issuing.hurry(renewal.order_id)
         return renewal.order_id
 
-    async def _order(self, certificate_id: CertificateId) -> OrderId:
+    async def _order(self, certificate_id: CertificateId, repeatable: Repeatable) -> OrderId:
         """A new order. The wish is written down first, and taken back if no order can be made."""
         before = await self._ask_for(certificate_id, "request")
         try:
-            order = await self._issuing.renew(certificate_id, "request")
+            order = await self._issuing.renew(certificate_id, "request", repeatable=repeatable)
         except ScaivaultError:
             with suppress(StorageUnavailable):
                 await self._take_back(before)

@@ -66,7 +66,7 @@ async def terms_from(request: m.Issue, lookups: Lookups, now: datetime) -> Terms
         UnsupportedChallenge: the names cannot be proven that way, or nobody here solves that challenge.
     """
     accounts = accounts_of(request.account_id, request.account_ids)
-    loaded = await usable(accounts, lookups.accounts)
+    loaded = await usable(accounts, lookups.accounts, request)
     csr = None if request.csr is None else await csr_from(request.csr, lookups.store, lookups.accounts)
     identifiers = identifiers_from(request.domains, csr)
     if csr is not None and request.key_type not in (_KEY_TYPE_UNSAID, csr.key_type):
@@ -133,7 +133,8 @@ async def csr_from(text: str, store: Store, accounts: Accounts) -> CsrRequest:
     """
     csr = read_csr(text)
     if await is_compromised(store, csr.spki_sha256):
-        raise Conflict("the key of this CSR was revoked as compromised; make another key, and a CSR with it")
+        detail = "the key of this CSR was revoked as compromised; make another key, and a CSR with it"
+        raise Conflict(detail, [FieldError(pointer="/csr", code="compromised_key", detail=detail)])
     if (account_id := await accounts.with_key(thumbprint_in(csr.der))) is not None:
         raise invalid("/csr", "account_key", f"this is the key of account {account_id}; a certificate needs its own")
     return csr
@@ -194,12 +195,27 @@ def require_names(
         raise at_csr(error) from None
 
 
-async def usable(account_ids: Iterable[str], accounts: Accounts) -> list[Account]:
-    """The accounts, each of which can order or may still be registered; raises NotFound and AccountUnusable."""
-    loaded = [(await accounts.load(each)).value for each in account_ids]
+async def usable(
+    account_ids: Iterable[str], accounts: Accounts, request: m.Issue | m.UpdateCertificate
+) -> list[Account]:
+    """The accounts, each of which can order or may still be registered; raises NotFound and AccountUnusable.
+
+    NotFound points at the member of `request` that names it.
+    """
+    loaded = []
+    for account_id in account_ids:
+        try:
+            loaded.append((await accounts.load(account_id)).value)
+        except NotFound as error:
+            raise not_found(_pointer_to(account_id, request), error.detail) from None
     for account in loaded:
         require_usable(account)
     return loaded
+
+
+def _pointer_to(account_id: str, request: m.Issue | m.UpdateCertificate) -> str:
+    further = request.account_ids or []
+    return f"/account_ids/{further.index(account_id)}" if account_id in further else "/account_id"
 
 
 async def require_dns(terms: Terms, providers: DnsProviders) -> None:
@@ -237,6 +253,11 @@ def _require_resolvers(wishes: PropagationOverride | None) -> None:
 def invalid(pointer: str, code: str, detail: str) -> InvalidRequest:
     """The error about one member of a request."""
     return InvalidRequest(detail, [FieldError(pointer=pointer, code=code, detail=detail)])
+
+
+def not_found(pointer: str, detail: str) -> NotFound:
+    """The error about a member that names something that is not there."""
+    return NotFound(detail, [FieldError(pointer=pointer, code=NotFound.code, detail=detail)])
 
 
 def _lifetime(not_after: datetime | None, now: datetime) -> float | None:

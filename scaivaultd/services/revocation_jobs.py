@@ -274,6 +274,11 @@ def _revocation_of(
     version: Issued, request: RevocationRequest, *, was_revoked_already: bool, now: datetime
 ) -> Revocation:
     prior = version.revocation
-    if prior is not None and (not request.use_acme or (was_revoked_already and prior.origin == "outside")):
-        return prior
-    return Revocation(at=now, origin="acme" if request.use_acme else "store", reason=request.reason)
+    if prior is None or (request.use_acme and not _is_known_to_ca(prior, was_revoked_already=was_revoked_already)):
+        return Revocation(at=now, origin="acme" if request.use_acme else "store", reason=request.reason)
+    # It stays revoked as of then; that its key is compromised is worth more than the reason that was given first.
+    return msgspec.structs.replace(prior, reason="key_compromise") if request.reason == "key_compromise" else prior
+
+
+def _is_known_to_ca(prior: Revocation, *, was_revoked_already: bool) -> bool:
+    return prior.origin == "acme" or (prior.origin == "outside" and was_revoked_already)

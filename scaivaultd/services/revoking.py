@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from scaivaultd.api import messages as m
+from scaivaultd.api.commands import REVOKE
 from scaivaultd.model.errors import (
     AccountUnusable,
     BackendRateLimited,
@@ -27,6 +28,7 @@ from scaivaultd.model.errors import (
 from scaivaultd.model.resources import RevocationRequest, terms_of
 from scaivaultd.services.compromised_keys import marks_for
 from scaivaultd.services.documents import REVOCATIONS, Versioned
+from scaivaultd.services.idempotency import Repeatable
 from scaivaultd.services.issuing import BACKLOG_MAX
 from scaivaultd.services.revocation_jobs import RevocationJobs
 from scaivaultd.services.revocation_targets import invalid, load, place_of
@@ -89,10 +91,13 @@ class Revoking:
 
     async def get(self, request: m.RevocationById, context: RequestContext) -> m.RevocationReply:
         """Handle `pki.revocations.get`."""
-        found = await REVOCATIONS.get(self._store, request.id)
+        return _reply(await self._found(request.id))
+
+    async def _found(self, revocation_id: str) -> RevocationRequest:
+        found = await REVOCATIONS.get(self._store, revocation_id)
         if found is None:
-            raise NotFound(f"there is no revocation {request.id[:100]!r}")
-        return _reply(found.value)
+            raise NotFound(f"there is no revocation {revocation_id[:100]!r}")
+        return found.value
 
     async def resume(self) -> None:
         """Go on with revocations that a stop interrupted."""
@@ -100,34 +105,51 @@ class Revoking:
 
     async def _accept(self, request: m.RevokeCertificate, place: Place, context: RequestContext) -> RevocationRequest:
         """The revocation that a request asks for: the one there is already, or a new one, written down."""
+        repeatable = Repeatable(REVOKE, request, context)
         while True:
+            if made := await repeatable.made_before(self._store):
+                return await self._found(made)
             target = await load(self._store, place)
             all_of_it = await REVOCATIONS.all(self._store, self._tools.log, certificate=place.certificate_id)
             known = [each for each in all_of_it if each.value.version == place.version]
             try:
-                if (same := await self._known(request, target, known)) is not None:
+                if (same := await self._known(request, target, known, repeatable)) is not None:
                     return same
-                return await self._write(request, target, context)
+                revocation = await self._write(request, target, repeatable)
             except RevisionConflict:
                 continue  # another process was faster: look at what it has made
+            self._tools.log.info(
+                "revocation.accepted",
+                revocation_id=revocation.id,
+                certificate_id=revocation.certificate_id,
+                version=revocation.version,
+                reason=revocation.reason,
+                use_acme=revocation.use_acme,
+                replace=revocation.replace,
+                request_id=context.request_id,
+            )
+            return revocation
 
     async def _known(
-        self, request: m.RevokeCertificate, target: Target, known: Sequence[Versioned[RevocationRequest]]
+        self,
+        request: m.RevokeCertificate,
+        target: Target,
+        known: Sequence[Versioned[RevocationRequest]],
+        repeatable: Repeatable,
     ) -> RevocationRequest | None:
         for each in known:
             if each.value.status == "pending":
-                return await self._join(request, each)
+                return await self._join(request, each, repeatable)
         if target.version.status != "revoked":
             return None
         for each in known:
-            # What only our store knows, and what a CA's window made us believe, is still to be said to the CA.
-            if each.value.status == "done" and (each.value.use_acme or not request.use_acme):
-                if marks := await self._marks(request, target):
-                    await self._store.commit(marks)
+            if each.value.status == "done" and _says_all(each.value, request):
                 return msgspec.structs.replace(each.value, was_revoked_already=True)
         return None
 
-    async def _join(self, request: m.RevokeCertificate, pending: Versioned[RevocationRequest]) -> RevocationRequest:
+    async def _join(
+        self, request: m.RevokeCertificate, pending: Versioned[RevocationRequest], repeatable: Repeatable
+    ) -> RevocationRequest:
         """The pending revocation as what this request asks for; without waiting for a replacement if it says so now."""
         value = pending.value
         if (request.reason, request.use_acme) != (value.reason, value.use_acme) or request.replace > value.replace:
@@ -135,12 +157,15 @@ class Revoking:
                 f"{value.id} is under way for this version with reason {value.reason}, use_acme {value.use_acme} and "
                 f"replace {value.replace}; wait for its end (pki.revocations.get)"
             )
+        changes = repeatable.changes(value.id)
         if value.replace and not request.replace:
             value = msgspec.structs.replace(value, replace=False, error=None, next_try_at=None)
-            await self._store.commit([REVOCATIONS.put(value, pending.revision)])
+            changes = (REVOCATIONS.put(value, pending.revision), *changes)
+        if changes:
+            await self._store.commit(changes)
         return value
 
-    async def _write(self, request: m.RevokeCertificate, target: Target, context: RequestContext) -> RevocationRequest:
+    async def _write(self, request: m.RevokeCertificate, target: Target, repeatable: Repeatable) -> RevocationRequest:
         """Intent and mark, before the CA hears of it."""
         if request.replace:
             _require_replaceable(target)
@@ -160,17 +185,8 @@ class Revoking:
             created_at=now,
             give_up_at=now + patience,
         )
-        await self._store.commit([REVOCATIONS.put(revocation), *await self._marks(request, target)])
-        self._tools.log.info(
-            "revocation.accepted",
-            revocation_id=revocation.id,
-            certificate_id=revocation.certificate_id,
-            version=revocation.version,
-            reason=revocation.reason,
-            use_acme=revocation.use_acme,
-            replace=revocation.replace,
-            request_id=context.request_id,
-        )
+        marks = await self._marks(request, target)
+        await self._store.commit([REVOCATIONS.put(revocation), *marks, *repeatable.changes(revocation.id)])
         return revocation
 
     async def _marks(self, request: m.RevokeCertificate, target: Target) -> Sequence[Put]:
@@ -178,6 +194,16 @@ class Revoking:
             return ()
         chain_pem, certificate_id = target.version.chain_pem, target.certificate.value.id
         return await marks_for(self._store, chain_pem, certificate_id, self._tools.clock.now())
+
+
+def _says_all(done: RevocationRequest, request: m.RevokeCertificate) -> bool:
+    """Whether a revocation leaves nothing to do for this request.
+
+    What only our store knows, and what a CA's window made us believe, is still to be said to the CA; and so is that
+    the key is compromised, the one reason that may follow another.
+    """
+    is_told = done.use_acme or not request.use_acme
+    return is_told and (request.reason != "key_compromise" or done.reason == "key_compromise")
 
 
 def _require_replaceable(target: Target) -> None:

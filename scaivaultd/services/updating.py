@@ -12,12 +12,14 @@ import msgspec
 from msgspec import UNSET
 
 from scaivaultd.api import messages as m
+from scaivaultd.api.commands import UPDATE_CERTIFICATE
 from scaivaultd.model.errors import Conflict, NotFound, RevisionConflict, ScaivaultError
 from scaivaultd.model.names import parse_identifiers
 from scaivaultd.model.resources import UNFINISHED, terms_of
 from scaivaultd.model.storage import ABSENT
 from scaivaultd.services import renewals
 from scaivaultd.services.documents import CERTIFICATES, ORDERS, RENEWALS, Versioned
+from scaivaultd.services.idempotency import Repeatable
 from scaivaultd.services.requests import (
     accounts_of,
     csr_from,
@@ -32,11 +34,14 @@ from scaivaultd.services.requests import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scaivaultd.acme.csr import CsrRequest
     from scaivaultd.api.commands import RequestContext
     from scaivaultd.model.ids import AccountId
     from scaivaultd.model.names import Identifier
     from scaivaultd.model.resources import Certificate, KeyType, Order, Renewal, Terms
+    from scaivaultd.model.storage import Put
     from scaivaultd.services.certificates import Certificates
     from scaivaultd.services.dns_providers import DnsProviders
     from scaivaultd.services.issuing import Issuing
@@ -73,19 +78,26 @@ class Updating:
 
     async def update(self, request: m.UpdateCertificate, context: RequestContext) -> m.CertificateReply:
         """Handle `pki.certificates.update`."""
+        repeatable = Repeatable(UPDATE_CERTIFICATE, request, context)
         begins_anew = False
         for _ in range(TRIES_MAX):
+            if await repeatable.made_before(self._store):
+                # It may have been changed again since, and this request has had its turn.
+                return await self._certificates.reply((await self._load(request.id)).value)
             held = await self._load(request.id)
             changed = await self._changed(request, held.value)
+            noted = repeatable.changes(held.value.id)
             if changed == held.value and not begins_anew:
-                return await self._certificates.reply(held.value)
+                if await self._is_committed(noted):
+                    return await self._certificates.reply(held.value)
+                continue
             renewal = await RENEWALS.get(self._store, held.value.id)
             order = None if renewal is None else await self._under_way(renewal.value)
             is_ordered = begins_anew or _differ(held.value, changed, _ORDERED_AT_ONCE)
             if order is not None and (is_ordered or (_is_failing(order) and _differ(held.value, changed, _MAY_HELP))):
                 await self._end(order, context)
                 begins_anew = True
-            elif await self._commit(held, changed, renewal, is_ordered=is_ordered):
+            elif await self._commit(held, changed, renewal, noted, is_ordered=is_ordered):
                 self._log(held.value, changed, context)
                 return await self._followed(changed, request.wait_seconds, is_ordered=is_ordered)
         raise Conflict(f"certificate {request.id} is being changed by others at this moment; ask again")
@@ -121,7 +133,7 @@ class Updating:
     async def _check(self, request: m.UpdateCertificate, before: Terms, terms: Terms, csr: CsrRequest | None) -> None:
         """What is not changed is not judged again: it must not stand in the way of what is."""
         if terms.accounts != before.accounts:
-            await usable(terms.accounts, self._tools.accounts)
+            await usable(terms.accounts, self._tools.accounts, request)
         if csr is not None or _any(before, terms, ("accounts", "challenge_type", "identifiers")):
             accounts = [(await self._tools.accounts.load(each)).value for each in terms.accounts]
             domains = [str(each) for each in terms.identifiers] if request.domains is UNSET else request.domains
@@ -148,6 +160,7 @@ class Updating:
         held: Versioned[Certificate],
         changed: Certificate,
         renewal: Versioned[Renewal] | None,
+        noted: Sequence[Put],
         *,
         is_ordered: bool,
     ) -> bool:
@@ -159,12 +172,20 @@ class Updating:
         puts = [
             CERTIFICATES.put(changed, held.revision),
             RENEWALS.put(_renewal(renewal.value, changed, is_ordered=is_ordered), renewal.revision),
+            *noted,
         ]
-        try:
-            await self._store.commit(puts)
-        except RevisionConflict:
+        if not await self._is_committed(puts):
             return False
         self._tools.renewals.tell(changed.id)
+        return True
+
+    async def _is_committed(self, puts: Sequence[Put]) -> bool:
+        """Commit; False when others were faster, and it is to be looked at again."""
+        try:
+            if puts:
+                await self._store.commit(puts)
+        except RevisionConflict:
+            return False
         return True
 
     async def _followed(self, changed: Certificate, wait_seconds: float, *, is_ordered: bool) -> m.CertificateReply:

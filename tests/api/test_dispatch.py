@@ -120,6 +120,32 @@ class TestDecoding:
         """RFC 6901 section 3: otherwise it points at a member of a member."""
         assert refused(issue_with(**{name: 1}), m.Issue).fields[0].pointer == pointer
 
+    @pytest.mark.parametrize(
+        ("body", "request_type", "detail"),
+        [
+            (
+                issue_with(challenge_type="http-02"),
+                m.Issue,
+                "/challenge_type: Invalid enum value 'http-02'; it takes 'dns-01', 'http-01', 'tls-alpn-01'",
+            ),
+            (
+                issue_with(propagation={"on_failure": "retry"}),
+                m.Issue,
+                "/propagation/on_failure: Invalid enum value 'retry'; it takes 'continue', 'fail'",
+            ),
+            (
+                issue_with(renew_before="30 days"),
+                m.Issue,
+                "/renew_before: not of the form it takes: A number and its unit: `90m`, `36h`, `30d`.",
+            ),
+        ],
+    )
+    def test_a_wrong_value_is_met_with_the_right_ones(
+        self, body: bytes, request_type: type[m.Request], detail: str
+    ) -> None:
+        """Neither a guess at other values nor a regular expression helps who has to mend the request."""
+        assert refused(body, request_type).fields[0].detail == detail
+
     def test_a_huge_unknown_name_does_not_come_back_whole(self) -> None:
         """The answer to a bad request must fit into a message however bad it was."""
         error = refused(issue_with(**{"x" * 200_000: 1}), m.Issue)

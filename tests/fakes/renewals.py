@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +13,7 @@ import msgspec
 
 from scaivaultd.acme.exchange import NotOffered
 from scaivaultd.api import events
+from scaivaultd.model.errors import RevisionConflict
 from scaivaultd.model.ids import AccountId, CertificateId, OrderId
 from scaivaultd.model.names import Identifier
 from scaivaultd.model.resources import Certificate, Order, Renewal
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from scaivaultd.acme.signing import AccountKey
     from scaivaultd.model.resources import OrderCause
     from scaivaultd.services.documents import Versioned
+    from scaivaultd.services.idempotency import Repeatable
     from scaivaultd.services.issuing import Issuing
     from scaivaultd.services.ports import CaClient
 
@@ -159,21 +161,24 @@ class FakeIssuing:
     def has_job(self, order_id: OrderId) -> bool:
         return order_id in self.resting
 
-    async def renew(self, certificate_id: CertificateId, cause: OrderCause, *, bulk_id: str | None = None) -> Order:
+    async def renew(
+        self,
+        certificate_id: CertificateId,
+        cause: OrderCause,
+        *,
+        bulk_id: str | None = None,
+        repeatable: Repeatable | None = None,
+    ) -> Order:
         if self.before_order is not None:
             await self.before_order()
         error = self.refuses.popleft() if self.refuses else self.always.get(certificate_id)
         if error is not None:
             raise error
-        certificate: Versioned[Certificate] = await self._world.read(CERTIFICATES, certificate_id)
-        renewal: Versioned[Renewal] = await self._world.read(RENEWALS, certificate_id)
-        if renewal.value.order_id is not None:
-            return cast("Order", (await self._world.read(ORDERS, renewal.value.order_id)).value)
-        self.orders.append((self._world.clock.now(), certificate_id, cause))
+        order, is_new = await self._ordered(certificate_id, cause, repeatable)
+        if not is_new:
+            return order
+        self.orders.append((order.created_at, certificate_id, cause))
         self.bulk_ids.append(bulk_id)
-        order = order_of(certificate.value, self._world.ids.order(), cause=cause, now=self._world.clock.now())
-        under_way = renewals.under_way(renewal.value, order.id, cause)
-        await self._world.store.commit([ORDERS.put(order), RENEWALS.put(under_way, renewal.revision)])
         self.changed(certificate_id)
         if self.holds(certificate_id):
             self.resting[order.id] = asyncio.Event()
@@ -181,8 +186,41 @@ class FakeIssuing:
             await self.finish(order.id)
         return order
 
+    async def _ordered(
+        self, certificate_id: CertificateId, cause: OrderCause, repeatable: Repeatable | None
+    ) -> tuple[Order, bool]:
+        """The order, and whether it is new; others change the `Renewal` meanwhile, as they may."""
+        while True:
+            if repeatable is not None and (made := await repeatable.made_before(self._world.store)):
+                return (await self._world.read(ORDERS, made)).value, False
+            certificate: Versioned[Certificate] = await self._world.read(CERTIFICATES, certificate_id)
+            renewal: Versioned[Renewal] = await self._world.read(RENEWALS, certificate_id)
+            is_new = renewal.value.order_id is None
+            if renewal.value.order_id is not None:
+                order: Order = (await self._world.read(ORDERS, renewal.value.order_id)).value
+                changes = []
+            else:
+                order = order_of(certificate.value, self._world.ids.order(), cause=cause, now=self._world.clock.now())
+                under_way = renewals.under_way(renewal.value, order.id, cause)
+                changes = [ORDERS.put(order), RENEWALS.put(under_way, renewal.revision)]
+            if repeatable is not None:
+                changes += repeatable.changes(order.id)
+            with suppress(RevisionConflict):
+                if changes:
+                    await self._world.store.commit(changes)
+                return order, is_new
+
     async def finish(self, order_id: OrderId) -> None:
         """Have an order bring its certificate."""
+        fraction = self._world.randomness.fraction()
+        while not await self._brought(order_id, fraction):
+            pass
+        certificate_id = (await self._world.read(ORDERS, order_id)).value.renews
+        if (rest := self.resting.pop(order_id, None)) is not None:
+            rest.set()
+        self.changed(certificate_id)
+
+    async def _brought(self, order_id: OrderId, fraction: float) -> bool:
         order: Versioned[Order] = await self._world.read(ORDERS, order_id)
         certificate_id = order.value.renews
         assert certificate_id is not None
@@ -190,19 +228,18 @@ class FakeIssuing:
         renewal: Versioned[Renewal] = await self._world.read(RENEWALS, certificate_id)
         now = self._world.clock.now()
         made = next_version(certificate.value, order_id, now, self.lifetime(certificate.value))
-        begun = renewals.begun(made, renewal.value, now=now, fraction=self._world.randomness.fraction())
+        begun = renewals.begun(made, renewal.value, now=now, fraction=fraction)
         done = msgspec.structs.replace(order.value, status="valid", certificate_id=certificate_id)
-        await self._world.store.commit(
-            [
-                ORDERS.put(done, order.revision),
-                CERTIFICATES.put(made, certificate.revision),
-                RENEWALS.put(begun, renewal.revision),
-            ],
-            [events.certificate_renewed(made, certificate.value, done, now)],
-        )
-        if (rest := self.resting.pop(order_id, None)) is not None:
-            rest.set()
-        self.changed(certificate_id)
+        changes = [
+            ORDERS.put(done, order.revision),
+            CERTIFICATES.put(made, certificate.revision),
+            RENEWALS.put(begun, renewal.revision),
+        ]
+        try:
+            await self._world.store.commit(changes, [events.certificate_renewed(made, certificate.value, done, now)])
+        except RevisionConflict:
+            return False
+        return True
 
     def hurry(self, order_id: OrderId) -> None:
         self.hurried.append(order_id)

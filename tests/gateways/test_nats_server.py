@@ -16,7 +16,7 @@ import sys
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import nats
@@ -26,6 +26,7 @@ from nats.js.api import StreamConfig
 
 from scaivaultd.gateways.nats_process import LAUNCHER
 from scaivaultd.gateways.nats_server import NatsServerChild, find_server, server_version
+from scaivaultd.gateways.nats_store_watch import ROOM_BYTES
 from scaivaultd.model.clock import SystemClock
 from scaivaultd.model.errors import StartupError
 from scaivaultd.plugin import Secret
@@ -165,8 +166,8 @@ def state_dir(tmp_path: Path) -> Path:
 def new_child(
     state_dir: Path, binary: Path, clock: SteppedClock, log: FilteringBoundLogger
 ) -> Callable[..., NatsServerChild]:
-    def make(*, program: Path = binary, clock: Clock = clock) -> NatsServerChild:
-        return NatsServerChild(state_dir, program, clock=clock, randomness=SeededRandomness(), log=log)
+    def make(*, program: Path = binary, clock: Clock = clock, **more: Any) -> NatsServerChild:
+        return NatsServerChild(state_dir, program, clock=clock, randomness=SeededRandomness(), log=log, **more)
 
     return make
 
@@ -519,6 +520,74 @@ class TestDying:
             _, complaint = await launcher.communicate()
         assert b"the daemon ended before" in complaint
         assert not (tmp_path / "started").exists()
+
+
+GAVE_UP = "Filestore [E] Critical write error: write 1.blk: no space left on device"
+
+
+class TestGivingUp:
+    @pytest.fixture
+    def giving_up(self, script: Callable[[str], Path], binary: Path, tmp_path: Path) -> Path:
+        """A server whose first run, and none after it, says on start that its store gave up."""
+        said = f"touch '{tmp_path}/once'; echo '[1] [ERR] {GAVE_UP}'; echo '[1] [ERR] {GAVE_UP}'"
+        return script(f"if [ \"$1\" = -c ] && ! [ -e '{tmp_path}/once' ]; then {said}; fi; exec '{binary}' \"$@\"")
+
+    async def test_a_server_whose_store_gave_up_is_restarted_once_there_is_room(
+        self, new_child: Callable[..., NatsServerChild], giving_up: Path, clock: SteppedClock, journal: Journal
+    ) -> None:
+        """After a full disk nats-server stores nothing until somebody restarts it; nobody should have to."""
+        left = [0]
+        async with new_child(program=giving_up, room=lambda _: left[0]) as child, connected(child):
+            url, before = child.url, child.pid
+            assert (await journal.next("nats_server.store_gave_up"))["reason"] == GAVE_UP
+            assert GAVE_UP in (child.trouble or "")
+            assert [await clock.let_pass() for _ in range(3)] == [1.0, 1.0, 1.0]
+            assert child.pid == before
+            left[0] = ROOM_BYTES
+            await clock.let_pass()
+            assert (await journal.next("nats_server.restarting"))["level"] == "warning"
+            assert await clock.let_pass() == pytest.approx(0.1)
+            await journal.next("nats_server.restarted")
+            assert (child.trouble, child.url) == (None, url)
+            assert pid_of(child) not in (None, before)
+        levels = [entry["level"] for entry in journal.entries if entry.get("text") == GAVE_UP]
+        assert levels == ["error", "debug"]
+
+    async def test_the_disk_looked_at_is_that_of_the_store(
+        self, new_child: Callable[..., NatsServerChild], giving_up: Path, clock: SteppedClock, state_dir: Path
+    ) -> None:
+        """It may be mounted by itself."""
+        asked: list[Path] = []
+
+        def room(directory: Path) -> int:
+            asked.append(directory)
+            return 0
+
+        async with new_child(program=giving_up, room=room):
+            await clock.let_pass()
+            await clock.let_pass()
+        assert set(asked) == {state_dir / "nats" / "jetstream"}
+
+    async def test_a_server_that_died_meanwhile_is_not_restarted_again(
+        self, new_child: Callable[..., NatsServerChild], giving_up: Path, clock: SteppedClock, journal: Journal
+    ) -> None:
+        """The next one has given up nothing."""
+        async with new_child(program=giving_up, room=lambda _: 0) as child:
+            await journal.next("nats_server.store_gave_up")
+            send(child, signal.SIGKILL)
+            await journal.next("nats_server.exited")
+            assert sorted([await clock.let_pass(), await clock.let_pass()]) == pytest.approx([0.1, 1.0])
+            await journal.next("nats_server.restarted")
+            assert child.trouble is None
+        assert "nats_server.restarting" not in [entry["event"] for entry in journal.entries]
+
+    async def test_stop_while_there_is_no_room_leaves_nothing(
+        self, new_child: Callable[..., NatsServerChild], giving_up: Path, state_dir: Path, journal: Journal
+    ) -> None:
+        """A full disk must not hold up the daemon's end."""
+        async with new_child(program=giving_up, room=lambda _: 0):
+            await journal.next("nats_server.store_gave_up")
+        assert not is_locked(state_dir)
 
 
 class TestStopping:

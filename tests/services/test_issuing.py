@@ -27,6 +27,7 @@ from scaivaultd.model.errors import (
 from scaivaultd.model.ids import NodeId
 from scaivaultd.model.names import parse_identifiers
 from scaivaultd.services.documents import KEYS, NAME_POINTERS, ORDERS, name_pointer_id
+from scaivaultd.services.pursuit import FIRST_PAUSE_SECONDS
 from scaivaultd.services.waiting import LOOK_AT_THE_CLOCK_SECONDS
 
 
@@ -112,6 +113,12 @@ class TestFairWeather:
         assert challenge.key_authorization.startswith(f"{challenge.token}.")
         assert challenge.domain == "a.example.test"
         await world.idle()
+
+    async def test_the_first_look_at_the_order_comes_after_a_pause(self, world: Any) -> None:
+        """A look at once only finds it pending, and costs the CA a request for each certificate."""
+        await world.issue("a.example.test")
+        assert len(world.ca.asked("order")) == 1
+        assert world.clock.slept[:1] == [FIRST_PAUSE_SECONDS]
 
     async def test_orders_of_one_ca_go_side_by_side_up_to_the_limit(self, make_world: Any) -> None:
         """A CA that locks up under a crowd gets no crowd, and one slow order does not hold up the rest."""
