@@ -40,6 +40,10 @@ _REMEDIES = {
         "The CA waits for a person: visit the page in `acme.instance`, then say `pki.acme.accounts.update` with "
         "terms_of_service_agreed true, or wait: it is tried again by itself."
     ),
+    "externalAccountRequired": (
+        "The CA takes new accounts only with an external account binding: get one from it, and say "
+        "`pki.acme.accounts.create` with the same name and `eab`."
+    ),
     "accountDoesNotExist": (
         "The CA does not know the account (any more): register another, and give it to the certificate with "
         "`pki.certificates.update`."

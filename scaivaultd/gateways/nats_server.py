@@ -454,7 +454,7 @@ class NatsServerChild:
         """Pass a line of the server's log on to ours, by its level; what has none is a crash's trace."""
         parsed = _LOG_LINE.fullmatch(line)
         level, text = (parsed["level"], parsed["text"]) if parsed else ("WRN", line)
-        if level == "ERR" and self._store_watch.hear(text):
+        if level in ("WRN", "ERR") and self._store_watch.hear(text):
             level = "DBG"
         if text.strip() and _EXPECTED_WARNING not in text:
             self._log.log(_LOG_LEVELS.get(level, logging.WARNING), "nats_server.log", text=text)

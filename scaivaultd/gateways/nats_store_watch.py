@@ -63,7 +63,7 @@ class StoreWatch:
         )
 
     def hear(self, text: str) -> bool:
-        """Take note of a line of the server's log that is an error; whether it only says again what is known."""
+        """Take note of a warning or error in the server's log; whether it only says again what is known."""
         if _GAVE_UP.search(text) is None:
             return False
         if self._gave_up.is_set():

@@ -64,8 +64,9 @@ LOOK_AGAIN_SECONDS = 2.0
 """The same at a CA that has left a failed challenge pending already."""
 PARK_SECONDS = 60.0
 """A CA that wants a longer pause gets it without the order holding a place in the CA's queue."""
-LENT_SECONDS = 0.3
-"""For a pause this long another order gets the place: a CA that says Retry-After must not slow down all the others."""
+LENT_SECONDS = FIRST_PAUSE_SECONDS
+"""For a pause this long another order gets the place: an order that waits is no work for the CA."""
+NOTED_SECONDS = 0.3
 REMEMBERED_SECONDS = 2.0
 """A pause this long is written down, so that a restart within it does not ask the CA too early."""
 POLL_AFTER_AT_MOST = timedelta(days=1)
@@ -446,7 +447,7 @@ class Pursuit:
         assert self.order.url is not None
         wanted = self._pace.left(self.order.url) or self._pause_seconds
         self._pause_seconds = min(self._pause_seconds * 1.8, LONGEST_PAUSE_SECONDS)
-        if wanted >= LENT_SECONDS:
+        if wanted >= NOTED_SECONDS:
             await self._note_processing()
         await self._sleep(wanted)
 

@@ -20,6 +20,7 @@ from scaivaultd.model.errors import BackendRateLimited, CaUnavailable, Scaivault
 from scaivaultd.model.resources import Revocation
 from scaivaultd.services.documents import CERTIFICATES, RENEWALS
 from scaivaultd.services.jobs import Overdue, bounded
+from scaivaultd.services.outages import Outages
 from scaivaultd.services.renewal_changes import Draft, as_of, certificate_of, change, order_ended
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Polls:
         self._log = log
         self._without_ari: dict[str, datetime] = {}
         self._left_alone: dict[str, tuple[datetime, datetime]] = {}
+        self._outages = Outages()
 
     def quiet_until(self, directory_url: str, renewal: Renewal) -> datetime | None:
         """Until when a CA is not to be asked: it has no ARI, or wants to be left alone; None if it may be asked."""
@@ -95,9 +97,11 @@ class Polls:
             self._without_ari[account.directory_url] = now
         except ScaivaultError as error:
             self._leave_alone(account.directory_url, error)
-            await self._note_failure(renewal, error)
+            await self._note_failure(renewal, error, account.directory_url)
         else:
             await self._note(renewal, answer)
+            if self._outages.answered(account.directory_url, self._clock.now(), had_failed=renewal.polls_failed > 0):
+                self._log.info("renewal.windows_known_again", directory_url=account.directory_url)
 
     async def _ask(self, account: Account, ari_id: str) -> Answer:
         try:
@@ -125,7 +129,7 @@ class Polls:
 
         await change(self._store, asked.certificate_id, draft)
 
-    async def _note_failure(self, asked: Renewal, error: ScaivaultError) -> None:
+    async def _note_failure(self, asked: Renewal, error: ScaivaultError, directory_url: str) -> None:
         fraction = self._randomness.fraction()
 
         async def draft(renewal: Renewal) -> Draft | None:
@@ -135,8 +139,12 @@ class Polls:
             return _same(asked, renewal, msgspec.structs.replace(renewal, poll_at=at, polls_failed=failures))
 
         await change(self._store, asked.certificate_id, draft)
-        self._log.warning(
-            "renewal.window_unknown", certificate_id=asked.certificate_id, code=error.code, detail=error.detail
+        (self._log.warning if self._outages.failed(directory_url, self._clock.now()) else self._log.debug)(
+            "renewal.window_unknown",
+            certificate_id=asked.certificate_id,
+            directory_url=directory_url,
+            code=error.code,
+            detail=error.detail,
         )
 
     async def _note(self, asked: Renewal, answer: Answer) -> None:

@@ -17,7 +17,7 @@ from scaivaultd.model.resources import terms_of
 from scaivaultd.services import renewals
 from scaivaultd.services.due_heap import AT_ONCE, DueHeap
 from scaivaultd.services.renewal_changes import as_of, certificate_of
-from scaivaultd.services.renewal_lanes import Lanes
+from scaivaultd.services.renewal_lanes import Lanes, Pace
 from scaivaultd.services.renewal_notices import Notices
 from scaivaultd.services.renewal_orders import RenewalOrders
 from scaivaultd.services.renewal_polls import Polls
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 LOOKS_AT_ONCE = 16
 POLLS_PER_CA = 8
+POLLS_PER_CA_AND_SECOND = 50
 
 LOOK_AT_THE_CLOCK_SECONDS = 30.0
 """No sleep is longer: the wall clock may be set, and the machine may have slept too."""
@@ -45,6 +46,8 @@ LOOK_AT_THE_CLOCK_SECONDS = 30.0
 _SET_BACK_SECONDS = 60.0
 _AGAIN_SECONDS = 60.0
 _STORAGE_PAUSE_SECONDS = 5.0
+# One success says little: a full disk still reads. What failed is tried again at once after the pause.
+_STORE_IS_BACK_SECONDS = 20.0
 _WITHOUT_ACCOUNT = timedelta(days=1)
 
 
@@ -72,7 +75,14 @@ class RenewalRoom:
         self._polls = Polls(store, accounts, clock, randomness, log)
         self._orders = RenewalOrders(store, issuing, clock, randomness, log)
         self._tasks = asyncio.TaskGroup()
-        self._polling = Lanes(self._tasks, "renewal poll", self._poll, self._worked, at_once=POLLS_PER_CA)
+        self._polling = Lanes(
+            self._tasks,
+            "renewal poll",
+            self._poll,
+            self._worked,
+            at_once=POLLS_PER_CA,
+            pace=Pace(clock, POLLS_PER_CA_AND_SECOND),
+        )
         self._ordering = Lanes(self._tasks, "renewal order", self._order, self._worked, at_once=renewals_per_ca)
         self._due = DueHeap()
         self._looking: set[CertificateId] = set()
@@ -81,6 +91,7 @@ class RenewalRoom:
         self._latest = clock.now()
         self._must_scan = False
         self._is_store_down = False
+        self._store_failed_at: float | None = None
 
     @property
     def next_look_at(self) -> float | None:
@@ -119,8 +130,16 @@ class RenewalRoom:
         """All wait together for a store that cannot be used, instead of everybody asking it."""
         if self._is_store_down:
             self._is_store_down = False
-            self._log.warning("renewal.store_unavailable", pause_seconds=_STORAGE_PAUSE_SECONDS)
+            log = self._log.warning if self._store_failed_at is None else self._log.debug
+            log("renewal.store_unavailable", pause_seconds=_STORAGE_PAUSE_SECONDS)
             await self._clock.sleep(_STORAGE_PAUSE_SECONDS)
+            self._store_failed_at = self._clock.monotonic()
+        elif self._store_failed_at is not None and self._seconds_since(self._store_failed_at) >= _STORE_IS_BACK_SECONDS:
+            self._store_failed_at = None
+            self._log.info("renewal.store_available")
+
+    def _seconds_since(self, moment: float) -> float:
+        return self._clock.monotonic() - moment
 
     async def _mind_the_clock(self) -> None:
         """A clock that was set back has left entries for times that are far away now: all are made anew."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ISSUE = {"account_id": "acme_1", "domains": ["a.test"], "challenge_type": "http-01"}
 ACCOUNT = {"name": "n", "provider": "custom"}
+MAY_BE_ABSENT = ("profile", "preferred_chain", "solver", "dns_provider")
 
 EXTRA: dict[str, tuple[Any, ...]] = {
     "rate_limited": (1,),
@@ -57,6 +58,11 @@ class TestDecoding:
             (issue_with(wait_seconds=-1), m.Issue, "/wait_seconds", "invalid_value"),
             (issue_with(auto_renew="yes"), m.Issue, "/auto_renew", "invalid_value"),
             (issue_with(account_id=None), m.Issue, "/account_id", "invalid_value"),
+            *((issue_with(**{each: ""}), m.Issue, f"/{each}", "invalid_value") for each in MAY_BE_ABSENT),
+            *(
+                (msgspec.json.encode({"id": "cert_1", each: ""}), m.UpdateCertificate, f"/{each}", "invalid_value")
+                for each in MAY_BE_ABSENT
+            ),
             (b'{"account_id":"x"}', m.Issue, "/challenge_type", "missing_field"),
             (b"{}", m.OrderById, "/order_id", "missing_field"),
             (b"", m.OrderById, "/order_id", "missing_field"),
@@ -281,6 +287,12 @@ class TestProblems:
         assert document["type"] == f"urn:scaivault:error:{kind.code}"
         assert (document["code"], document["status"], document["title"]) == (kind.code, kind.status, kind.title)
         assert (document["detail"], document["request_id"]) == ("why", "req_1")
+
+    @pytest.mark.parametrize("kind", [e.InvalidRequest, e.NotFound, e.Conflict, e.SecretNotFound])
+    def test_the_members_at_fault_are_pointed_at(self, kind: type[e.AtFields]) -> None:
+        """A form can show the error beside the field it is about."""
+        field = e.FieldError(pointer="/account_id", code="not_found", detail="why")
+        assert problem(kind("why", [field]), "req_1").errors == (field,)
 
     def test_the_cas_words_and_times_are_passed_on(self) -> None:
         """What the CA said is worth more than what we make of it."""

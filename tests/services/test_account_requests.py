@@ -137,5 +137,8 @@ class TestRecovery:
 
     async def test_a_missing_reference_is_said_at_once(self, world: Any) -> None:
         """Nothing is left behind by it."""
-        assert isinstance(await failing(world, account_key_path="cred:nowhere"), SecretNotFound)
+        error = await failing(world, account_key_path="cred:nowhere")
+        assert isinstance(error, SecretNotFound)
+        assert [each.pointer for each in error.fields] == ["/account_key_path"]
+        assert "cred:nowhere" in error.detail
         assert await ACCOUNTS.all(world.sqlite, structlog.get_logger()) == []

@@ -217,6 +217,7 @@ class TestExternalBinding:
         error = await failing(world, eab=m.EabRequest(key_id="kid", hmac_key_path="cred:nowhere"))
         assert isinstance(error, SecretNotFound)
         assert "cred:nowhere" in error.detail
+        assert [each.pointer for each in error.fields] == ["/eab/hmac_key_path"]
 
 
 class TestSetbacks:

@@ -300,6 +300,26 @@ class TestCreate:
         with pytest.raises(NotFound, match=r"'cert_0002'.*nor 2 more"):
             await bench.create(certificate_ids=[name_of(number) for number in range(1, 9)])
 
+    async def test_they_are_pointed_at_as_they_were_given(self, bench: Bench) -> None:
+        """In a list of thousands."""
+        await bench.put(made(3))
+        with pytest.raises(NotFound) as caught:
+            await bench.create(certificate_ids=[name_of(number) for number in (9, 3, 3, 1)])
+        assert {(each.pointer, each.code) for each in caught.value.fields} == {
+            ("/certificate_ids/0", "not_found"),
+            ("/certificate_ids/3", "not_found"),
+        }
+
+    @pytest.mark.parametrize("dry_run", [False, True])
+    async def test_an_account_that_nobody_has_is_said(self, bench: Bench, dry_run: bool) -> None:
+        """A total of nothing would look as if all were well."""
+        await bench.put(made(1))
+        with pytest.raises(NotFound) as caught:
+            await bench.create(account_id="acme_none", dry_run=dry_run)
+        assert [(each.pointer, each.code) for each in caught.value.fields] == [("/account_id", "not_found")]
+        account_id = await bench.world.account()
+        assert (await bench.create(account_id=account_id, dry_run=dry_run)).total == 0
+
     async def test_a_domain_is_any_spelling_of_a_name(self, bench: Bench) -> None:
         """As everywhere else."""
         await bench.put(made(0, "a.example.test"))
@@ -494,8 +514,41 @@ class TestStops:
         assert ended.started == 2 * STEP
         assert writes <= 6
 
+    async def test_what_has_orders_was_set_going(self, bench: Bench) -> None:
+        """Between two writes of the progress a caller would see none started and eleven under way."""
+        certificates = [made(number) for number in range(STEP)]
+        await bench.put(*certificates)
+        reply = await bench.create(all=True)
+        for each in certificates[: STEP - 1]:
+            await bench.world.sqlite.commit([ORDERS.put(bench.order(each, "pending", reply.id))])
+        # One that failed, and is tried again.
+        await bench.world.sqlite.commit([ORDERS.put(bench.order(certificates[0], "invalid", reply.id))])
+        shown = await bench.shown(reply)
+        assert (shown.started, shown.under_way, shown.failed) == (STEP - 1, STEP - 1, 1)
+        assert shown.estimated_end == bench.clock.now() + timedelta(minutes=1 / 6000)
+
 
 class TestEnd:
+    async def test_what_has_finished_is_not_counted_again(self, bench: Bench) -> None:
+        """A list of old ones would read every order there ever was; what their orders come to later is not theirs."""
+        await bench.put(made(0), made(1))
+        reply = await bench.create(all=True)
+        failed = bench.order(made(1), "invalid", reply.id)
+        await bench.world.sqlite.commit([ORDERS.put(failed)])
+        bench.open()
+        ended = await bench.ended(reply)
+        assert (ended.renewed, ended.failed, ended.started) == (2, 1, 2)
+        await bench.world.sqlite.commit([ORDERS.put(bench.order(made(1), "valid", reply.id))])
+        assert await bench.shown(reply) == ended
+        assert (await bench.bulks.list(m.ListBulkRenewals(), CONTEXT)).items == [ended]
+
+    async def test_one_of_an_older_store_is_counted_still(self, bench: Bench) -> None:
+        """Its document has no counts."""
+        old = msgspec.structs.replace(WANTED, status="finished", started=1)
+        await bench.world.sqlite.commit([BULK_RENEWALS.put(old), ORDERS.put(bench.order(made(), "valid", old.id))])
+        shown = await bench.bulks.get(m.BulkRenewalById(id=old.id), CONTEXT)
+        assert (shown.renewed, shown.started) == (1, 1)
+
     async def test_it_is_finished_when_nothing_is_under_way_any_more(self, bench: Bench) -> None:
         """`finished` is what somebody waits for before an old CA is switched off."""
         await bench.put(made(0), made(1))

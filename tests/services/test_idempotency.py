@@ -152,13 +152,18 @@ class TestRenewing:
 
     async def test_what_has_ended_is_not_hurried(self, world: Any, certificate_id: str) -> None:
         """A later order and its failures are none of the old request's business."""
-        await renewing(world, certificate_id)
+        first = await renewing(world, certificate_id)
         await world.idle()
+        gate = asyncio.Event()
+        world.ca.script["new_order"].append(gate.wait)
+        later = await renewing(world, certificate_id, key="other")
         held = await world.read(RENEWALS, certificate_id)
         failed = msgspec.structs.replace(held.value, attempt=3)
         await world.sqlite.commit([RENEWALS.put(failed, held.revision)])
-        await renewing(world, certificate_id)
+        assert (await renewing(world, certificate_id)).order_id == first.order_id
         assert (await world.read(RENEWALS, certificate_id)).value == failed
+        gate.set()
+        assert (await world.ended(later.order_id)).status == "valid"
 
     async def test_several_at_once_make_one_order(self, world: Any, certificate_id: str) -> None:
         """Retries overlap with what they retry."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +21,9 @@ from scaivaultd.model.errors import (
     CaRefused,
     CaUnavailable,
     Conflict,
+    SecretNotFound,
 )
+from scaivaultd.model.resources import Account
 from scaivaultd.services.documents import ACCOUNTS
 from tests.fakes.care import CONTEXT, failing
 
@@ -120,6 +123,12 @@ class TestFetchedBinding:
         assert isinstance(error, CaRefused)
         assert world.ca.calls == []
 
+    async def test_an_access_key_that_is_not_there_is_pointed_at(self, world: Any) -> None:
+        """It is the caller's own reference."""
+        error = await failing(world, **ZEROSSL, zerossl_access_key_path="cred:nowhere")
+        assert isinstance(error, SecretNotFound)
+        assert [each.pointer for each in error.fields] == ["/zerossl_access_key_path"]
+
     async def test_an_unreadable_mac_key_is_the_cas_fault(self, world: Any, api: EabApi) -> None:
         """Not the caller's, who has given none."""
         api.hmac_key = "*"
@@ -134,6 +143,54 @@ class TestFetchedBinding:
         assert isinstance(await failing(world, **ZEROSSL, email="a@b.test"), Conflict)
         given = m.EabRequest(key_id="mine", hmac_key=HMAC)
         assert isinstance(await failing(world, **ZEROSSL, email="a@b.test", eab=given), Conflict)
+
+
+class TestTrouble:
+    """What an account's `error` says beside the error itself."""
+
+    @pytest.mark.parametrize(
+        ("problem_type", "kind", "remedy"),
+        [
+            ("userActionRequired", "permanent", "visit the page"),
+            ("externalAccountRequired", "permanent", "`eab`"),
+            ("invalidContact", "transient", "the CA's own words"),
+        ],
+    )
+    async def test_a_person_reads_what_to_do(
+        self, world: Any, ca_refuses: Any, problem_type: str, kind: str, remedy: str
+    ) -> None:
+        """As in the errors of orders: whoever looks at it has to act, or knows that nobody has to."""
+        world.ca.script["register"].append(ca_refuses(problem_type))
+        noted: list[Account] = []
+
+        async def look(changes: Any) -> None:
+            accounts = [each for each in changes if each.key.startswith("account/")]
+            noted.extend(msgspec.json.decode(each.document, type=Account) for each in accounts)
+
+        world.store.before_commit = look
+        with contextlib.suppress(CaRefused):
+            await world.account(wait_seconds=0)
+        await world.idle()
+        error = next(each.error for each in noted if each.error is not None)
+        assert (error.kind, error.fault) == (kind, "ca")
+        assert error.remedy is not None
+        assert remedy in error.remedy
+
+    async def test_weather_is_said_to_pass(self, world: Any) -> None:
+        """Nobody has to do anything."""
+        reached = asyncio.Event()
+
+        async def second() -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        world.ca.script["register"].extend([CaUnavailable("down"), second])
+        account_id = await world.account(wait_seconds=0)
+        async with asyncio.timeout(10):
+            await reached.wait()
+        reply = await world.accounts.get(m.AccountById(id=account_id), CONTEXT)
+        assert (reply.status, reply.error.kind, reply.error.fault) == ("pending", "transient", "ca")
+        assert reply.error.remedy == CaUnavailable.remedy
 
 
 class TestBudget:
@@ -165,6 +222,8 @@ class TestBudget:
         assert (noted["status"], noted["error"]["code"]) == ("pending", "backend_rate_limited")
         assert noted["error"]["limit"] == "new_accounts_per_address"
         assert noted["error"]["retry_at"] == noted["next_try_at"]
+        assert (noted["error"]["kind"], noted["error"]["fault"]) == ("transient", "ca")
+        assert "retry_at" in noted["error"]["remedy"]
 
     async def test_a_turn_beyond_our_patience_is_a_refusal_with_its_time(self, make_world: Any) -> None:
         """The caller can decide what to do meanwhile."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 from scaivaultd.model.ids import CertificateId
-from scaivaultd.services.renewal_lanes import Lanes
+from scaivaultd.services.renewal_lanes import Lanes, Pace
+from tests.fakes.renewals import SteppedClock
 
 
 class Workshop:
@@ -79,3 +81,48 @@ async def test_what_has_ended_may_come_again() -> None:
         for _ in range(3):
             await shop.end("a")
     assert shop.begun == ["a", "a", "a"]
+
+
+class TestThePace:
+    async def test_of_what_ends_at_once_so_many_begin_in_any_second(self) -> None:
+        """And one CA does not use up the pace of another."""
+        clock, begun = SteppedClock(), []
+
+        async def work(certificate_id: CertificateId) -> None:
+            begun.append((clock.monotonic(), certificate_id))
+
+        async with asyncio.TaskGroup() as tasks:
+            lanes = Lanes(tasks, "work", work, lambda *_: None, at_once=2, pace=Pace(clock, 3))
+            for number in range(10):
+                lanes.add("a", CertificateId(f"a{number}"), number)
+            lanes.add("b", CertificateId("b0"), 0.0)
+            while len(begun) < 11:
+                await turns()
+                await turns()
+                clock.advance(0.5)
+        of_a = [(at, name) for at, name in begun if name.startswith("a")]
+        assert of_a == [(float(number // 3), f"a{number}") for number in range(10)]
+        assert (0.0, "b0") in begun
+
+    async def test_a_second_begins_with_each_of_them(self) -> None:
+        """Twice the pace around the turn of a second is twice the pace."""
+        clock = SteppedClock()
+        pace = Pace(clock, 2)
+        moments = []
+        for _ in range(3):
+            for pause in (0.9, 0.0, 0.0):
+                clock.advance(pause)
+                clock.advance(pace.seconds_left("ca"))
+                pace.begin("ca")
+                moments.append(clock.monotonic())
+        assert all(later - earlier >= 0.999 for earlier, later in zip(moments, moments[2:], strict=False))
+        assert any(later - earlier < 0.2 for earlier, later in pairwise(moments))
+
+    async def test_what_is_over_is_forgotten(self) -> None:
+        """CAs come and go with their accounts."""
+        clock = SteppedClock()
+        pace = Pace(clock, 1)
+        for number in range(100):
+            pace.begin(f"ca-{number}")
+            clock.advance(1)
+        assert pace.kept == 1

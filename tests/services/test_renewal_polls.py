@@ -174,6 +174,49 @@ class TestThePace:
         (told,) = rig.world.said("renewal.window_unknown")
         assert told["code"] == "ca_error"
 
+    async def test_an_outage_is_two_lines_however_many_certificates_there_are(self, rig: RenewalRig) -> None:
+        """Ten thousand warnings are none."""
+        rig.ari.window = days(50, 55)
+        account_id = await rig.world.account()
+        for number in range(30):
+            await rig.add(f"cert_{number}", account_id=account_id, has_ari=True)
+        rig.ari.instead.extend([CaUnavailable("503")] * 60)
+        await rig.start()
+        await rig.forward(7 * HOUR)
+        said = rig.world.said("renewal.window_unknown")
+        assert [each["log_level"] for each in said] == ["warning", *["debug"] * 59]
+        (end,) = rig.world.said("renewal.windows_known_again")
+        assert (end["log_level"], end["directory_url"]) == ("info", said[0]["directory_url"])
+
+    async def test_who_never_failed_does_not_end_an_outage(self, rig: RenewalRig) -> None:
+        """A CA that does not know one certificate and knows all others would be told about at each look."""
+        rig.ari.window = days(50, 55)
+        account_id = await rig.world.account()
+        await rig.add("cert_0", account_id=account_id, has_ari=True)
+        rig.ari.instead.append(refused("malformed", 404, "unknown certificate"))
+        await rig.start()
+        await rig.add("cert_1", account_id=account_id, has_ari=True)
+        rig.renewing.changed(CertificateId("cert_1"))
+        await rig.settle()
+        assert (await rig.renewal("cert_1")).point is not None
+        assert rig.world.said("renewal.windows_known_again") == []
+        await rig.forward(7 * HOUR)
+        assert len(rig.world.said("renewal.windows_known_again")) == 1
+
+    async def test_polls_are_begun_at_most_fifty_a_second(self, rig: RenewalRig) -> None:
+        """After a downtime ten thousand are due at once, and a fast CA would be asked hundreds of times a second."""
+        rig.ari.window = days(50, 55)
+        account_id = await rig.world.account()
+        for number in range(120):
+            await rig.add(f"cert_{number}", account_id=account_id, has_ari=True)
+        await rig.start()
+        asked = [len(rig.ari.asked)]
+        for _ in range(3):
+            rig.clock.advance(1)
+            await rig.settle()
+            asked.append(len(rig.ari.asked))
+        assert asked == [50, 100, 120, 120]
+
     async def test_while_a_ca_does_not_answer_the_local_rule_decides(self, rig: RenewalRig) -> None:
         """ARI is help; without it certificates are renewed all the same."""
         rig.ari.instead.extend([CaUnavailable("503")] * 1000)

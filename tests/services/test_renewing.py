@@ -293,12 +293,32 @@ class TestFailures:
         for _ in range(3):
             rig.clock.advance(5)
             await turns(200)
-        assert 2 <= len(rig.world.said("renewal.store_unavailable")) <= 5
+        said = rig.world.said("renewal.store_unavailable")
+        assert 2 <= len(said) <= 5
+        assert [each["log_level"] for each in said] == ["warning", *["debug"] * (len(said) - 1)]
         rig.world.store.is_down = False
         rig.clock.advance(5)
         await rig.forward(timedelta(minutes=1))
+        assert [each["log_level"] for each in rig.world.said("renewal.store_available")] == ["info"]
         assert len(set(rig.issuing.ordered())) == 100
         assert len(rig.issuing.ordered()) == 100
+
+    async def test_a_store_that_still_reads_is_not_called_available(self, rig: RenewalRig) -> None:
+        """A full disk is one outage, although every second step succeeds; the next one is another."""
+        await rig.add()
+        await rig.start()
+        for outage in (1, 2):
+            rig.issuing.refuses.extend([StorageUnavailable("full")] * 5)
+            await rig.change(is_due=True)
+            for number in range(5):
+                await said(rig, "renewal.store_unavailable", 5 * outage - 4 + number)
+                rig.clock.advance(5)
+            assert len(rig.world.said("renewal.store_available")) == outage - 1
+            await rig.forward(timedelta(minutes=2))
+            assert len(rig.world.said("renewal.store_available")) == outage
+        assert [each["log_level"] for each in rig.world.said("renewal.store_unavailable")] == 2 * (
+            ["warning", *["debug"] * 4]
+        )
 
     async def test_an_order_that_the_store_refuses_is_made_a_little_later(self, rig: RenewalRig) -> None:
         """The failure was not the certificate's, so nothing is noted against it."""
@@ -782,6 +802,11 @@ async def turns(count: int = 50) -> None:
     """Let the others run for a while."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+async def said(rig: RenewalRig, event: str, count: int) -> None:
+    """Wait until that was logged so often."""
+    await rest_of(rig, lambda: len(rig.world.said(event)) == count)
 
 
 async def rest_of(rig: RenewalRig, reached: Callable[[], bool]) -> None:

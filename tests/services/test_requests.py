@@ -14,20 +14,20 @@ from scaivaultd.api import messages as m
 from scaivaultd.model.dns import PropagationOverride
 from scaivaultd.model.errors import (
     AccountUnusable,
+    AtFields,
     Conflict,
     InvalidRequest,
     NotFound,
     ScaivaultError,
     UnsupportedChallenge,
 )
-from scaivaultd.model.ids import CertificateId
+from scaivaultd.model.ids import AccountId, CertificateId
 from scaivaultd.model.names import Identifier
 from scaivaultd.model.resources import CompromisedKey
 from scaivaultd.services import requests
 from scaivaultd.services.documents import ACCOUNTS, COMPROMISED_KEYS
 
 if TYPE_CHECKING:
-    from scaivaultd.model.ids import AccountId
     from scaivaultd.model.resources import KeyType, Terms
 
 
@@ -91,7 +91,7 @@ async def refusal(world: Any, account_id: AccountId, **members: Any) -> Scaivaul
 
 
 def pointer_of(error: ScaivaultError) -> str:
-    assert isinstance(error, InvalidRequest)
+    assert isinstance(error, AtFields)
     return error.fields[0].pointer
 
 
@@ -207,7 +207,14 @@ async def test_one_public_ca_among_the_accounts_decides_which_names_there_may_be
 async def test_every_account_must_be_there_and_usable(world: Any) -> None:
     """An account to fall back on that does not work is found out on the worst of days."""
     good, bad = await world.account(), await world.account(name="bad")
-    assert isinstance(await refusal(world, good, domains=["a.test"], account_ids=["acme_none"]), NotFound)
+    for first, further, pointer in (
+        (AccountId("acme_none"), [], "/account_id"),
+        (good, ["acme_none"], "/account_ids/0"),
+        (good, [good, bad, "acme_none"], "/account_ids/2"),
+    ):
+        error = await refusal(world, first, domains=["a.test"], account_ids=further)
+        assert isinstance(error, NotFound)
+        assert (pointer_of(error), error.fields[0].code) == (pointer, "not_found")
     await change_account(world, bad, status="deactivated")
     for first, second in ((bad, good), (good, bad)):
         error = await refusal(world, first, domains=["a.test"], account_ids=[second])
@@ -226,3 +233,4 @@ async def test_a_csr_with_a_compromised_key_is_refused(world: Any) -> None:
     await world.sqlite.commit([COMPROMISED_KEYS.put(mark)])
     error = await refusal(world, await world.account(), csr=csr_pem("a.test", key=key))
     assert isinstance(error, Conflict)
+    assert pointer_of(error) == "/csr"

@@ -404,11 +404,52 @@ class TestAgain:
     async def test_a_key_found_out_as_compromised_later_is_marked_still(
         self, world: Any, certificate: Certificate
     ) -> None:
-        """The version is revoked already; its key could be certified again without the mark."""
+        """Its key could be certified again without the mark, and browsers heed that reason more than others."""
+        first = await revoke(world, certificate_id=certificate.id, reason="superseded")
+        later = await revoke(world, certificate_id=certificate.id, reason="key_compromise")
+        assert await is_compromised(world.sqlite, spki_sha256_in(certificate.chain_pem))
+        assert (later.status, later.reason, later.was_revoked_already) == ("done", "key_compromise", True)
+        assert [each.reason for each in world.cas.heard] == [4, 1]
+        assert world.cas.heard[1].signer == await key_thumbprint(world, certificate)
+        again = await revoke(world, certificate_id=certificate.id, reason="key_compromise")
+        assert (again.id, again.reason, again.was_revoked_already) == (later.id, "key_compromise", True)
+        assert later.id != first.id
+        assert len(world.cas.heard) == 2
+        assert [each["reason"] for each in await told(world)] == ["superseded"]
+
+    @pytest.mark.parametrize("takes_it", [True, False])
+    @pytest.mark.parametrize("use_acme", [True, False])
+    async def test_a_compromised_key_is_the_one_reason_that_follows_another(
+        self, world: Any, certificate: Certificate, takes_it: bool, use_acme: bool
+    ) -> None:
+        """It was revoked when it was revoked, and some CAs publish the reason that came later."""
         await revoke(world, certificate_id=certificate.id, reason="superseded")
-        for _ in range(2):
-            await revoke(world, certificate_id=certificate.id, reason="key_compromise")
-            assert await is_compromised(world.sqlite, spki_sha256_in(certificate.chain_pem))
+        first = (await world.read(CERTIFICATES, certificate.id)).value.revocation
+        if takes_it:
+            world.ca.revoked.clear()
+        world.clock.advance(60)
+        reply = await revoke(world, certificate_id=certificate.id, reason="key_compromise", use_acme=use_acme)
+        assert (reply.status, reply.reason) == ("done", "key_compromise")
+        assert reply.was_revoked_already is not (takes_it and use_acme)
+        revocation = (await world.read(CERTIFICATES, certificate.id)).value.revocation
+        assert revocation == Revocation(at=first.at, origin="acme", reason="key_compromise")
+        assert len(world.cas.heard) == 1 + use_acme
+        await revoke(world, certificate_id=certificate.id, reason="superseded")
+        assert (await world.read(CERTIFICATES, certificate.id)).value.revocation == revocation
+        assert len(await told(world)) == 1
+
+    async def test_a_refusal_of_the_later_reason_leaves_the_mark(
+        self, world: Any, certificate: Certificate, ca_refuses: Any
+    ) -> None:
+        """The caller hears of it and may ask again; the version stays revoked."""
+        await revoke(world, certificate_id=certificate.id, reason="superseded")
+        world.ca.script["revoke"].append(ca_refuses("badRevocationReason"))
+        error = await failing(world, certificate_id=certificate.id, reason="key_compromise")
+        assert isinstance(error, CaRefused)
+        assert await is_compromised(world.sqlite, spki_sha256_in(certificate.chain_pem))
+        held = (await world.read(CERTIFICATES, certificate.id)).value
+        assert (held.status, held.revocation.reason) == ("revoked", "superseded")
+        assert (await revoke(world, certificate_id=certificate.id, reason="key_compromise")).status == "done"
 
     async def test_one_under_way_is_the_answer_to_the_same_request(self, world: Any, certificate: Certificate) -> None:
         """Also when both come in the same moment."""

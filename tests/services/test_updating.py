@@ -313,8 +313,13 @@ class TestTerms:
         await change_account(world, other, status="deactivated")
         with pytest.raises(AccountUnusable):
             await update(world, certificate_id, account_id=other)
-        with pytest.raises(NotFound):
-            await update(world, certificate_id, account_ids=["acme_none"])
+        for members, pointer in (
+            ({"account_id": "acme_none"}, "/account_id"),
+            ({"account_ids": [other, "acme_none"]}, "/account_ids/1"),
+        ):
+            with pytest.raises(NotFound) as caught:
+                await update(world, certificate_id, **members)
+            assert [each.pointer for each in caught.value.fields] == [pointer]
 
     async def test_what_is_not_changed_is_not_judged_again(self, world: Any, certificate_id: str) -> None:
         """The account is gone meanwhile: that must not stand in the way of switching the renewal off."""

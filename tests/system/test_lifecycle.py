@@ -21,7 +21,7 @@ import nats.js.errors
 import pytest
 
 from scaivaultd import __version__
-from scaivaultd.demo.process import until
+from scaivaultd.demo.process import free_port, until
 
 pytestmark = pytest.mark.system
 
@@ -664,6 +664,35 @@ async def test_the_child_comes_back_at_the_same_place(make_pebble: Any, make_dae
     order = await daemon.finished(order["order_id"])
     assert order["status"] == "valid"
     await until_issued(daemon, [order["certificate_id"]])
+
+
+async def test_the_child_stores_again_after_a_full_disk(make_ca: Any, new_daemon: Any) -> None:
+    """nats-server itself would refuse every event until somebody restarts it; each must come, and once."""
+    ca = await make_ca(free_port())
+    daemon = new_daemon(ca)
+    with mounted(daemon.state_dir / "nats/jetstream", "size=12m"):
+        await daemon.start()
+        account_id = await daemon.account(ca)
+        orders = [await daemon.issue(account_id, "a.example.test")]
+        await daemon.events_of("certificate.issued", 1)
+        filler = fill(daemon.state_dir / "nats/jetstream")
+        while not entries(daemon, "nats_server.store_gave_up"):
+            orders.append(await daemon.issue(account_id, f"b{len(orders)}.example.test"))
+        orders += [await daemon.issue(account_id, f"c{number}.example.test") for number in range(3)]
+        _, components = await health(daemon)
+        for name in ("nats", "events"):
+            assert components[name]["status"] == "degraded"
+            assert "no space left on device" in components[name]["detail"]
+        filler.unlink()
+        await until_logged(daemon, "nats_server.restarted")
+        await daemon.connect()
+        await daemon.events_of("certificate.issued", len(orders))
+        told = [(headers["ce-type"], body.get("order_id")) for _, headers, body in await daemon.events()]
+        issued = [("certificate.issued", order["order_id"]) for order in orders]
+        assert told == [("account.created", None), *issued]
+        assert (await health(daemon))[0] == "ok"
+        assert len(entries(daemon, "nats_server.restarting")) == 1
+        assert await daemon.stop() == 0
 
 
 async def test_the_child_does_not_outlive_a_killed_daemon(hanging_ca: Any, make_daemon: Any) -> None:
