@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from scaivaultd.acme.ari import certificate_id_for_ari
 from scaivaultd.model.errors import RevisionConflict
 from scaivaultd.model.ids import CertificateId
 from scaivaultd.services import renewals
-from scaivaultd.services.documents import CERTIFICATES, RENEWALS, Shelf
+from scaivaultd.services.documents import ACCOUNTS, CERTIFICATES, RENEWALS, Shelf
 from scaivaultd.services.renewal_changes import as_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from scaivaultd.model.clock import Clock, Randomness
     from scaivaultd.model.resources import Certificate, Renewal
+    from scaivaultd.model.storage import Put
     from scaivaultd.services.ports import Store
 
 _RENEWALS_PAGE = 500
@@ -73,18 +75,31 @@ def _look_at(renewal: Renewal, now: datetime) -> datetime | None:
 
 
 async def complete(store: Store, clock: Clock, randomness: Randomness, log: FilteringBoundLogger) -> None:
-    """Make the `Renewal` of every certificate that has none; once for a store, for it reads all certificates."""
+    """Make the `Renewal` of every certificate that has none; once for a store, for it reads all certificates.
+
+    Certificates and accounts of older stores are written anew, so that they are found by all they can be found by now.
+    """
     if await COMPLETED.get(store, _NAME) is not None:
         return
+    for account in await ACCOUNTS.all(store, log):
+        await _write_anew(store, [ACCOUNTS.put(account.value, account.revision)])
     cursor: str | None = None
     while True:
         page = await CERTIFICATES.page(store, where={}, cursor=cursor, limit=_CERTIFICATES_PAGE)
         await _begin(store, [each.value for each in page.items], clock, randomness)
+        await _write_anew(store, [CERTIFICATES.put(each.value, each.revision) for each in page.items])
         for key in page.unreadable:
             log.error("document.unreadable", key=key)
         if (cursor := page.next_cursor) is None:
             break
     await store.commit([COMPLETED.put(Completed(name=_NAME, at=clock.now()), None)])
+
+
+async def _write_anew(store: Store, changes: Sequence[Put]) -> None:
+    # Somebody who has written one of them meanwhile has done it for that one; the others of a page may stay unfound.
+    if changes:
+        with suppress(RevisionConflict):
+            await store.commit(changes)
 
 
 async def _begin(store: Store, certificates: Sequence[Certificate], clock: Clock, randomness: Randomness) -> None:

@@ -109,7 +109,9 @@ class TestRegistering:
         await world.account()
         if "provider" in changes:
             changes = {**changes, "directory_url": None}
-        assert isinstance(await failing(world, **changes), Conflict)
+        error = await failing(world, **changes)
+        assert isinstance(error, Conflict)
+        assert [each.pointer for each in error.fields] == ["/name"]
 
     async def test_the_name_of_a_failed_registration_is_free_again(self, world: Any, ca_refuses: Any) -> None:
         """Correct the mistake, ask again under the same name."""

@@ -155,7 +155,11 @@ class TestRenewing:
         first = await renewing(world, certificate_id)
         await world.idle()
         gate = asyncio.Event()
-        world.ca.script["new_order"].append(gate.wait)
+
+        async def hold() -> None:
+            await gate.wait()
+
+        world.ca.script["new_order"].append(hold)
         later = await renewing(world, certificate_id, key="other")
         held = await world.read(RENEWALS, certificate_id)
         failed = msgspec.structs.replace(held.value, attempt=3)

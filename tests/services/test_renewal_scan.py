@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -118,6 +119,19 @@ async def test_certificates_of_an_older_store_are_renewed_too(rig: RenewalRig, i
     assert with_ari == ([] if expected is None else [0])
     await rig.forward(61 * DAY)
     assert len(set(rig.issuing.ordered())) == 250
+
+
+async def test_certificates_of_an_older_store_are_found_by_serial_number(rig: RenewalRig) -> None:
+    """They were written when nobody looked for them by that."""
+    certificate = await rig.add(with_renewal=False)
+    held = await rig.world.read(CERTIFICATES, certificate.id)
+    plain = msgspec.structs.replace(CERTIFICATES.put(held.value, held.revision), index={})
+    await rig.world.sqlite.commit([plain])
+    where = {"serial": certificate.serial_number}
+    assert (await CERTIFICATES.page(rig.world.sqlite, where=where, cursor=None, limit=2)).items == ()
+    await rig.start()
+    found = await CERTIFICATES.page(rig.world.sqlite, where=where, cursor=None, limit=2)
+    assert [each.value.id for each in found.items] == [certificate.id]
 
 
 async def test_an_older_store_is_read_through_once(rig: RenewalRig) -> None:
