@@ -24,7 +24,7 @@ def explained(text: str, place: str, request: type[msgspec.Struct]) -> str:
         values = list(dict.fromkeys(value for found, _ in _at(place, request) for value in _values(found)))
         return f"{text}; it takes {_listed(values)}" if values else text
     if _WRONG_PATTERN.fullmatch(text):
-        forms = [said for found, said in _at(place, request) if isinstance(found, inspect.StrType) and found.pattern]
+        forms = [said for found, said in _at(place, request) if isinstance(found, inspect.StrType)]
         return f"not of the form it takes: {forms[0]}" if forms and forms[0] else text
     return text
 

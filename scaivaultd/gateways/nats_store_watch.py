@@ -99,12 +99,15 @@ class StoreWatch:
 
 
 def room(directory: Path) -> int:
-    """The bytes that may still be written in a directory; 0 when nothing is known of it or no file can be made."""
+    """The bytes that may still be written in a directory; 0 when nothing is known of it."""
     try:
-        found = os.statvfs(directory)
+        return bytes_left(os.statvfs(directory))
     except OSError:
         return 0
-    # Some file systems count no files at all.
+
+
+def bytes_left(found: os.statvfs_result) -> int:
+    """What a file system takes; 0 when it takes no more files. Some count no files at all."""
     if found.f_files and not found.f_favail:
         return 0
     return found.f_bavail * found.f_frsize

@@ -65,6 +65,8 @@ async def terms_from(request: m.Issue, lookups: Lookups, now: datetime) -> Terms
         InvalidRequest: its names, its CSR or one of its other members cannot be meant.
         UnsupportedChallenge: the names cannot be proven that way, or nobody here solves that challenge.
     """
+    if not request.domains and request.csr is None:
+        raise _no_names()  # before anything is looked up: it is what the caller has forgotten
     accounts = accounts_of(request.account_id, request.account_ids)
     loaded = await usable(accounts, lookups.accounts, request)
     csr = None if request.csr is None else await csr_from(request.csr, lookups.store, lookups.accounts)
@@ -143,13 +145,17 @@ async def csr_from(text: str, store: Store, accounts: Accounts) -> CsrRequest:
 def identifiers_from(domains: Sequence[str], csr: CsrRequest | None) -> tuple[Identifier, ...]:
     """The names that are asked for; raises InvalidRequest if there are none, or if the two do not say the same."""
     if not domains and csr is None:
-        raise invalid("/domains", "missing_field", "give domains, or a csr")
+        raise _no_names()
     named = parse_identifiers(domains, public_ca=False) if domains else ()
     if csr is None:
         return named
     if domains:
         require_same_names(csr, named, "/domains")
     return csr.identifiers
+
+
+def _no_names() -> InvalidRequest:
+    return invalid("/domains", "missing_field", "give domains, or a csr")
 
 
 def require_same_names(csr: CsrRequest, named: Iterable[Identifier], pointer: str) -> None:

@@ -41,6 +41,7 @@ class Asked(msgspec.Struct, rename={"renamed": "other-name"}):
     keys: dict[Form, int] = {}
     bare: Form = "x"
     told: Annotated[Form | None, Meta(description="One x.")] = None
+    titled: Annotated[Annotated[str, Meta(pattern="^x$", title="X")] | None, Meta(description="An x.")] = None
     nearer: Annotated[Annotated[str, Meta(pattern="^x$", description="Near.")] | None, Meta(description="Far.")] = None
 
 
@@ -53,6 +54,7 @@ class Asked(msgspec.Struct, rename={"renamed": "other-name"}):
         ({"pair": ["l", "r"]}, "/pair/1: Invalid enum value 'r'; it takes 'l'"),
         ({"labels": {"k": "w"}}, "/labels: Invalid enum value 'w'; it takes 'v'"),
         ({"told": "y"}, "/told: not of the form it takes: One x."),
+        ({"titled": "y"}, "/titled: not of the form it takes: An x."),
         ({"nearer": "y"}, "/nearer: not of the form it takes: Near."),
         ({"bare": "y"}, "/bare: Expected `str` matching regex '^x$'"),
         ({"colour": 5}, "/colour: Expected `str | null`, got `int`"),

@@ -576,6 +576,7 @@ class TestGivingUp:
             assert sorted([await clock.let_pass(), await clock.let_pass()]) == pytest.approx([0.1, 1.0])
             await journal.next("nats_server.restarted")
             assert child.trouble is None
+            assert await clock.let_pass() == 1.0
         assert "nats_server.restarting" not in [entry["event"] for entry in journal.entries]
 
     async def test_stop_while_there_is_no_room_leaves_nothing(

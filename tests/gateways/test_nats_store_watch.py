@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from scaivaultd.gateways.nats_store_watch import ROOM_BYTES, StoreWatch, room
+from scaivaultd.gateways.nats_store_watch import ROOM_BYTES, StoreWatch, bytes_left, room
 from tests.fakes.scripted_ca import FakeClock
 
 if TYPE_CHECKING:
@@ -130,3 +131,10 @@ def test_room_is_what_is_free_where_the_directory_is(tmp_path: Path) -> None:
     """And nothing where there is no directory: a disk that is gone is no place to restart on."""
     assert room(tmp_path) > 0
     assert room(tmp_path / "gone") == 0
+
+
+@pytest.mark.parametrize(("files", "files_left", "expected"), [(0, 0, 40 << 12), (9, 1, 40 << 12), (9, 0, 0)])
+def test_a_disk_that_takes_no_more_files_has_no_room(files: int, files_left: int, expected: int) -> None:
+    """nats-server begins new files all the time; and what is left for root alone is not for us."""
+    found = os.statvfs_result((1 << 16, 1 << 12, 100, 50, 40, files, files_left, files_left, 0, 255))
+    assert bytes_left(found) == expected

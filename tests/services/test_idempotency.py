@@ -198,6 +198,7 @@ class TestRenewing:
         other = await world.issuing.renew(certificate_id, "schedule")
         assert (await world.issuing.renew(certificate_id, "request", repeatable=made)).id == other.id
         assert await made.made_before(world.store) == other.id
+        assert [each["order_id"] for each in world.said("order.accepted")][1:] == [other.id]
 
 
 class TestUpdating:

@@ -56,5 +56,6 @@ def test_the_longest_silent_is_forgotten_when_there_are_too_many() -> None:
         outages.failed(f"ca-{number}", BEGIN)
     outages.failed("kept", BEGIN)
     outages.failed("one more", BEGIN)
+    outages.failed("another", BEGIN)
     assert not outages.failed("kept", BEGIN)
     assert outages.failed("old", BEGIN)

@@ -96,12 +96,16 @@ class TestThePace:
             for number in range(10):
                 lanes.add("a", CertificateId(f"a{number}"), number)
             lanes.add("b", CertificateId("b0"), 0.0)
-            while len(begun) < 11:
+            await turns()
+            await turns()
+            lanes.add("a", CertificateId("a10"), 10.0)
+            assert clock.sleeping == 1
+            while len(begun) < 12:
                 await turns()
                 await turns()
                 clock.advance(0.5)
         of_a = [(at, name) for at, name in begun if name.startswith("a")]
-        assert of_a == [(float(number // 3), f"a{number}") for number in range(10)]
+        assert of_a == [(float(number // 3), f"a{number}") for number in range(11)]
         assert (0.0, "b0") in begun
 
     async def test_a_second_begins_with_each_of_them(self) -> None:

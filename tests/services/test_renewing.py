@@ -307,6 +307,8 @@ class TestFailures:
         """A full disk is one outage, although every second step succeeds; the next one is another."""
         await rig.add()
         await rig.start()
+        # The look that finds it due has ended well by then.
+        rig.issuing.before_order = lambda: turns(20)
         for outage in (1, 2):
             rig.issuing.refuses.extend([StorageUnavailable("full")] * 5)
             await rig.change(is_due=True)

@@ -310,9 +310,36 @@ async def test_every_command_answers_as_the_reference_says(make_pebble: Any, mak
     assert (await ask("sys.health"))["status"] == "ok"
     assert (await ask("sys.info"))["challenge_types"] == ["dns-01", "http-01", "tls-alpn-01"]
     await ask_about_dns(ask)
+    await ask_about_life(daemon, ask, account, certificate)
     for moment in (account["created_at"], order["created_at"], order["not_after"], certificate["not_before"]):
         assert RFC_3339.fullmatch(moment), moment
     assert sorted(seen) == sorted(documented_commands())
+
+
+async def ask_about_life(
+    daemon: Any, ask: Callable[..., Awaitable[Any]], account: dict[str, Any], certificate: dict[str, Any]
+) -> None:
+    """What follows after an issue: other versions, revocation, many at once, and the account to its end."""
+    order = await ask("pki.acme.issue", **an_order(account["id"], "cancelled.test", wait_seconds=0))
+    assert (await ask("pki.acme.orders.cancel", order_id=order["order_id"]))["status"] == "deactivated"
+    renewed = await ask("pki.certificates.renew", id=certificate["id"])
+    assert (await daemon.finished(renewed["order_id"]))["version"] == 2
+    listed = (await ask("pki.certificates.versions", id=certificate["id"]))["items"]
+    assert [each["version"] for each in listed] == [1, 2]
+    assert (await ask("pki.certificates.update", id=certificate["id"], auto_renew=False))["auto_renew"] is False
+    revocation = await ask("pki.revoke", serial_number=certificate["serial_number"], reason="superseded")
+    assert (revocation["status"], revocation["version"]) == ("done", 1)
+    assert await ask("pki.revocations.get", id=revocation["id"]) == revocation
+    bulk = await ask("pki.bulk_renewals.create", certificate_ids=[certificate["id"]], per_minute=0.01, note="trial")
+    assert bulk["total"] == 1
+    assert [each["id"] for each in (await ask("pki.bulk_renewals.list"))["items"]] == [bulk["id"]]
+    assert (await ask("pki.bulk_renewals.get", id=bulk["id"]))["note"] == "trial"
+    assert (await ask("pki.bulk_renewals.cancel", id=bulk["id"]))["status"] in ("cancelled", "finished")
+    assert (await ask("pki.acme.limits"))["items"] == []
+    assert (await ask("pki.acme.accounts.update", id=account["id"], name="renamed"))["name"] == "renamed"
+    rotated = await ask("pki.acme.accounts.rotate_key", id=account["id"])
+    assert rotated["key_thumbprint"] != account["key_thumbprint"]
+    assert (await ask("pki.acme.accounts.deactivate", id=account["id"], confirm="renamed"))["status"] == "deactivated"
 
 
 async def ask_about_dns(ask: Callable[..., Awaitable[Any]]) -> None:
@@ -382,7 +409,7 @@ ISSUE_FIELDS = {
     "too long a wait": ({"wait_seconds": 61}, "/wait_seconds", "invalid_value"),
     "a negative wait": ({"wait_seconds": -0.1}, "/wait_seconds", "invalid_value"),
     "a wait in words": ({"wait_seconds": "2"}, "/wait_seconds", "invalid_value"),
-    "no names": ({"domains": []}, "/domains", "invalid_value"),
+    "no names": ({"domains": []}, "/domains", "missing_field"),
     "101 names": ({"domains": [f"h{n}.example.test" for n in range(101)]}, "/domains", "too_many_names"),
     "1001 names": ({"domains": ["a.example.test"] * 1001}, "/domains", "invalid_value"),
     "a name without end": ({"domains": [LONG]}, "/domains/0", "invalid_value"),
@@ -640,8 +667,9 @@ async def test_an_idempotency_key_makes_a_repetition_the_first_request(waiting_d
     for other in (an_order(account_id, "b.example.test"), an_order(account_id, key_type="rsa-2048")):
         problem = await refused(waiting_daemon, "pki.acme.issue", other, key)
         assert (problem["code"], problem["status"]) == ("conflict", 409)
+    # Without a key it is the same order too, as long as that is under way.
     without = await waiting_daemon.ask("pki.acme.issue", **an_order(account_id))
-    assert await orders_of(waiting_daemon, account_id) == [first["order_id"], without["order_id"]]
+    assert await orders_of(waiting_daemon, account_id) == [first["order_id"]] == [without["order_id"]]
 
 
 async def test_ten_repetitions_at_once_make_one_order(waiting_daemon: Any, waiting_ca: Any) -> None:
