@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 
 LIFETIME = timedelta(seconds=60)
 IN_FLIGHT = 16
-ORDERS_PER_CA = 64
-"""Each order waits for a second here since the CA says `Retry-After: 1`: the default's 16 would make twelve a second,
-just what 500 certificates of a minute need, and what a fault has held up could never be made up for."""
 CALM_SECONDS = (4.0, 9.0)
 FAULT_SECONDS = (2.0, 6.0)
 SETTLE_SECONDS = 30.0
@@ -261,7 +258,7 @@ async def main(minutes: float, certificates: int, seed: int, folder: Path) -> bo
         server = Server(folder / "nats")
         await server.start()
         stack.push_async_callback(server.stop)
-        configuration = acme_configuration(ca.directory_url, folder / "root.pem") + f"orders_per_ca = {ORDERS_PER_CA}\n"
+        configuration = acme_configuration(ca.directory_url, folder / "root.pem")
         daemon = Daemon(folder, port, configuration, nats_url=server.url)
         await daemon.start()
         stack.push_async_callback(daemon.stop)

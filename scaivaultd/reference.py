@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from scaivaultd.api.asyncapi import asyncapi
 from scaivaultd.api.commands import COMMANDS, EVERYWHERE
 from scaivaultd.api.events import EVENTS
+from scaivaultd.api.openapi import openapi
 from scaivaultd.api.schema import schema_of
 from scaivaultd.model.errors import WIRE_ERRORS
 from scaivaultd.reference_providers import provider_pages
+from scaivaultd.settings import NatsSettings
 from scaivaultd.settings_reference import reference_markdown
 
 if TYPE_CHECKING:
@@ -38,7 +41,18 @@ def pages() -> dict[str, str]:
         "errors.md": _errors(),
         "configuration.md": reference_markdown(),
         "plugin-api.md": _plugin_api(),
+        "openapi.json": _document(openapi()),
+        "asyncapi.json": _document(_asyncapi()),
     }
+
+
+def _asyncapi() -> dict[str, Any]:
+    usual = NatsSettings()
+    return asyncapi(subject_root=usual.subject_root, events_root=usual.events_root)
+
+
+def _document(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=2) + "\n"
 
 
 def _commands() -> str:

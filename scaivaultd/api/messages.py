@@ -46,7 +46,7 @@ Name = Annotated[
     Meta(
         min_length=1,
         max_length=100,
-        pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$",
+        pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?\Z",
         description="A name for people; unique. No control characters, no space at its ends.",
     ),
 ]

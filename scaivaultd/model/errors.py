@@ -147,6 +147,11 @@ class AccountUnusable(ScaivaultError):
         "(`pki.certificates.update` with `account_id`); a deactivated account never comes back."
     )
 
+    def __init__(self, detail: str, problem: Problem | None = None) -> None:
+        """`problem` is what the CA said when it refused the account."""
+        super().__init__(detail)
+        self.problem = problem
+
 
 class PreflightFailed(ScaivaultError):
     """A check before the CA was asked shows that it would refuse, and the configuration says to stop then."""

@@ -365,4 +365,4 @@ def require_registered(account: Account) -> None:
     if account.status != "valid" or account.is_deactivating:
         why = f": {account.error.detail}" if account.error else ""
         state = "being deactivated" if account.is_deactivating else account.status
-        raise AccountUnusable(f"account {account.id} is {state}{why}")
+        raise AccountUnusable(f"account {account.id} is {state}{why}", account.error.acme if account.error else None)

@@ -101,7 +101,10 @@ class UnderWay:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         task, self._task = self._task, None
-        if self._is_stopped and kind is asyncio.CancelledError and task is not None and task.uncancel() == 0:
+        if not self._is_stopped or kind is None or task is None:
+            return
+        # A second cancellation is the daemon's stop; what else comes out of a stopped attempt says nothing any more.
+        if task.uncancel() == 0 or kind is not asyncio.CancelledError:
             raise Superseded from error
 
 

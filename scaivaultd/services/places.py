@@ -40,7 +40,7 @@ class Places:
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled():
                 self.give()  # it came at the same moment
-            else:
+            elif granted in queue:  # whoever gave a place meanwhile has passed it over
                 queue.remove(granted)
             raise
 

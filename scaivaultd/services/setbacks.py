@@ -8,6 +8,7 @@ import msgspec
 
 from scaivaultd.acme.causes import is_paused
 from scaivaultd.model.errors import (
+    AccountUnusable,
     BackendRateLimited,
     CaMisbehaved,
     CaRefused,
@@ -81,7 +82,7 @@ def needs_person(error: CaRefused) -> bool:
 
 def trouble_of(error: ScaivaultError, retry_at: datetime | None) -> Trouble:
     """The error as it is kept and shown."""
-    problem = error.problem if isinstance(error, CaRefused) else None
+    problem = error.problem if isinstance(error, CaRefused | AccountUnusable) else None
     limited = isinstance(error, BackendRateLimited)
     return Trouble(
         code=error.code,

@@ -88,6 +88,20 @@ async def test_a_place_that_comes_with_the_cancellation_is_passed_on() -> None:
         await places.take(returns=False)
 
 
+async def test_who_is_cancelled_while_a_place_is_given_is_passed_over() -> None:
+    """Its task has not heard of it yet; it must end as cancelled, and the next one gets the place."""
+    places = Places(1)
+    await places.take(returns=False)
+    first, second = (asyncio.create_task(places.take(returns=False)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    places.give()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    async with asyncio.timeout(1):
+        await second
+
+
 async def test_who_comes_back_goes_before_who_is_new() -> None:
     """What was begun is finished first."""
     crowd = Crowd(1)

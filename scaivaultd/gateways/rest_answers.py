@@ -1,0 +1,244 @@
+"""From one request to one reply.
+
+The order is law: the head is judged, then who is asking is known, then path and body are read, then the dispatcher
+decides. Only `/livez`, `/readyz` and OPTIONS are answered to strangers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import msgspec
+from aiohttp import HttpVersion11, web
+
+from scaivaultd.api.dispatch import BODY_MAX, Incoming, Outgoing, decode
+from scaivaultd.gateways.rest_conditions import Conditions, conditions_of, etag_of
+from scaivaultd.gateways.rest_documents import Documents
+from scaivaultd.gateways.rest_errors import HttpRefused
+from scaivaultd.gateways.rest_heads import check_body_kind, check_head
+from scaivaultd.gateways.rest_identity import Authenticator, RequestFacts, Source, bearer_token
+from scaivaultd.gateways.rest_replies import NO_STORE, REVALIDATE, Reply, failed
+from scaivaultd.gateways.rest_routes import Resource, Routes, Target, read_target
+from scaivaultd.model import errors as e
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from scaivaultd.api.commands import Command
+    from scaivaultd.api.dispatch import Dispatcher
+    from scaivaultd.api.messages import HealthReply
+
+# What is asked for in vain so soon after a 202 only costs.
+_POLL_SECONDS = "2"
+_KEY_PERMISSION = "key.read"
+
+
+class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much one request may take. It may take `handler_seconds` beyond what it asked to wait itself."""
+
+    handler_seconds: float = 30.0
+    body_seconds: float = 10.0
+    probe_seconds: float = 5.0
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """One request, and what the gateway knows of it. `named` is its caller's own name for it."""
+
+    request: web.BaseRequest
+    source: Source
+    request_id: str
+    named: str | None
+    is_closing: bool
+    is_one_too_many: bool
+
+
+class Answers:
+    """Answers requests for every row that has a handler."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        *,
+        authenticator: Authenticator,
+        health: Callable[[], Awaitable[HealthReply]],
+        limits: RequestLimits,
+        head_bytes: int,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._authenticator = authenticator
+        self._health = health
+        self._limits = limits
+        self._head_bytes = head_bytes
+        self._log = log
+        self._routes = Routes(dispatcher.commands)
+        self._documents = {each.name: Documents(each) for each in dispatcher.commands}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def answer(self, asked: Asked) -> Reply:
+        """Answer one request.
+
+        Raises:
+            HttpRefused: the request is not one, or comes from a stranger.
+            ScaivaultError: it is refused for another reason.
+        """
+        request = asked.request
+        check_head(request, self._head_bytes)
+        try:
+            target = read_target(request.raw_path)
+        except ValueError as error:
+            raise HttpRefused(400, str(error), closes=True) from error
+        if target.path in ("/livez", "/readyz"):
+            return await self._probed(target.path, asked)
+        if asked.is_closing:
+            raise e.Standby("the daemon is stopping; ask again")
+        if asked.is_one_too_many:
+            raise e.RateLimited("as many requests as may be are being handled already", 1)
+        resource = self._routes.find(target.segments)
+        if request.method == "OPTIONS" and resource is not None:
+            return Reply(status=204, headers={"Allow": resource.allow})
+        principal = await self._identified(target, asked)
+        resource, command = _row(resource, request.method)
+        body = await self._body(request)
+        document = self._documents[command.name].document(resource.members(command), target.query, body)
+        self._log.debug("rest.request", request_id=asked.request_id, command=command.name, principal=principal)
+        return await self._decided(asked, target, resource, command, document)
+
+    async def _probed(self, path: str, asked: Asked) -> Reply:
+        if asked.request.method not in ("GET", "HEAD"):
+            raise HttpRefused(405, f"{path} takes GET", headers={"Allow": "GET, HEAD"})
+        if path == "/livez":
+            return Reply(status=200, body=b'{"status":"ok"}')
+        if asked.is_closing:
+            raise e.Standby("the daemon is stopping")
+        try:
+            async with asyncio.timeout(self._limits.probe_seconds):
+                status = (await self._health()).status
+        except TimeoutError as error:
+            raise e.Standby("the daemon does not say in time how it is") from error
+        # Strangers learn no more than that; `sys.health` has the parts.
+        return Reply(status=503 if status == "down" else 200, body=msgspec.json.encode({"status": status}))
+
+    async def _identified(self, target: Target, asked: Asked) -> str:
+        method, fields = asked.request.method, asked.request.headers.getall("Authorization", [])
+        facts = RequestFacts(method=method, path=target.path, source=asked.source, token=bearer_token(fields))
+        try:
+            async with asyncio.timeout(self._limits.handler_seconds):
+                principal = await self._authenticator.identify(facts)
+        except TimeoutError as error:
+            raise e.Timeout("it could not be told in time who is asking") from error
+        if principal is None:
+            challenge = 'Bearer realm="scaivaultd"' + (', error="invalid_token"' if fields else "")
+            detail = "the request needs a valid token: `Authorization: Bearer ...`"
+            raise HttpRefused(401, detail, headers={"WWW-Authenticate": challenge})
+        return principal
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                body = await _read(request)
+        except TimeoutError as error:
+            detail = f"the body did not come within {self._limits.body_seconds:g} s"
+            raise HttpRefused(408, detail, closes=True) from error
+        except web.RequestPayloadError as error:
+            raise HttpRefused(400, "the body is not framed as its head says", closes=True) from error
+        check_body_kind(request, body)
+        return body
+
+    async def _decided(
+        self, asked: Asked, target: Target, resource: Resource, command: Command[Any, Any], document: bytes
+    ) -> Reply:
+        incoming = Incoming(body=document, idempotency_key=asked.request.headers.get("Idempotency-Key"))
+        conditions = _conditions(asked.request)
+        seconds = self._limits.handler_seconds + _asked_to_wait(document, command)
+        try:
+            async with asyncio.timeout(seconds):
+                if not conditions or command.method == "GET":
+                    outgoing = await self._dispatcher.answer(command.name, incoming)
+                else:
+                    # Between the look and the change nobody else who set a condition may change it.
+                    async with self._locks.setdefault(target.path, asyncio.Lock()):
+                        untold = await self._require(conditions, resource)
+                        outgoing = untold or await self._dispatcher.answer(command.name, incoming)
+        except TimeoutError as error:
+            raise e.Timeout(f"the answer took longer than {seconds:g} s; what was set going goes on") from error
+        if asked.named is not None:
+            self._log.info("rest.named", request_id=outgoing.request_id, named=asked.named)
+        request_id = asked.named or outgoing.request_id
+        if outgoing.error_code is not None:
+            return failed(outgoing, request_id)
+        return msgspec.structs.replace(self._succeeded(command, outgoing, conditions), request_id=request_id)
+
+    async def _require(self, conditions: Conditions, resource: Resource) -> Outgoing | None:
+        """Look whether what GET shows now is what the caller assumes; what is returned says why that cannot be told.
+
+        Raises:
+            HttpRefused: it is not.
+        """
+        etag = None
+        if (getter := resource.command("GET")) is not None:
+            document = msgspec.json.encode(resource.members(getter))
+            shown = await self._dispatcher.answer(getter.name, Incoming(body=document))
+            if shown.error_code not in (None, e.NotFound.code):
+                return shown
+            etag = etag_of(shown.body) if shown.error_code is None else None
+        if not conditions.matches(etag) or not conditions.is_news(etag):
+            raise HttpRefused(412, "the resource is not as If-Match or If-None-Match says; get it and look again")
+        return None
+
+    def _succeeded(self, command: Command[Any, Any], outgoing: Outgoing, conditions: Conditions) -> Reply:
+        if command.permission == _KEY_PERMISSION:
+            return Reply(status=outgoing.status, body=outgoing.body, cache_control=NO_STORE)
+        headers: dict[str, str] = {}
+        if command.method == "GET":
+            headers["ETag"] = etag = etag_of(outgoing.body)
+            if not conditions.matches(etag):
+                raise HttpRefused(412, "the resource is not as If-Match says", headers=headers)
+            if not conditions.is_news(etag):
+                return Reply(status=304, cache_control=REVALIDATE, headers=headers)
+        if location := self._routes.location(command, outgoing.body):
+            headers["Location"] = location
+        if outgoing.status == 202:
+            headers["Retry-After"] = _POLL_SECONDS
+        return Reply(status=outgoing.status, body=outgoing.body, cache_control=REVALIDATE, headers=headers)
+
+
+def _row(resource: Resource | None, method: str) -> tuple[Resource, Command[Any, Any]]:
+    if resource is None:
+        raise e.NotFound("there is no such path; docs/reference/commands.md lists them all")
+    command = resource.command(method)
+    if command is None:
+        raise HttpRefused(405, f"this path takes {resource.allow}", headers={"Allow": resource.allow})
+    return resource, command
+
+
+async def _read(request: web.BaseRequest) -> bytes:
+    if request.version == HttpVersion11 and "Expect" in request.headers:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    body = bytearray()
+    while chunk := await request.content.readany():
+        body += chunk
+        if len(body) > BODY_MAX:
+            raise HttpRefused(413, f"the body may have at most {BODY_MAX} bytes", closes=True)
+    return bytes(body)
+
+
+def _conditions(request: web.BaseRequest) -> Conditions:
+    headers = request.headers
+    try:
+        return conditions_of(headers.getall("If-Match", []), headers.getall("If-None-Match", []))
+    except ValueError as error:
+        raise HttpRefused(400, str(error)) from error
+
+
+def _asked_to_wait(document: bytes, command: Command[Any, Any]) -> float:
+    """How long the caller lets its answer wait, its default included; the dispatcher refuses a wrong document."""
+    try:
+        wanted = decode(document, command.request)
+    except e.InvalidRequest:
+        return 0
+    return float(max(getattr(wanted, "wait_seconds", 0), getattr(wanted, "timeout_seconds", 0)))

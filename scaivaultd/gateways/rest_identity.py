@@ -1,0 +1,83 @@
+"""Who is asking: what a connection and a head tell of it, and the Protocol of whoever judges that."""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import msgspec
+
+from scaivaultd.plugin.secrets import Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9\-._~+/]+=*)")
+_UCRED = struct.Struct("3i")
+
+ListenerKind = Literal["unix", "tcp", "tls"]
+
+
+class PeerCredentials(msgspec.Struct, frozen=True):
+    """Who opened the other end of a UNIX socket, as the kernel says (SO_PEERCRED)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a connection comes from: `address` for TCP, `peer` for a UNIX socket."""
+
+    listener: ListenerKind
+    address: str | None = None
+    peer: PeerCredentials | None = None
+
+    def __str__(self) -> str:
+        return self.address or (f"uid {self.peer.uid}" if self.peer else "nobody")
+
+
+class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is known before a request is decoded. `token` is what stands behind `Bearer`; it never prints."""
+
+    method: str
+    path: str
+    source: Source
+    token: Secret | None
+
+
+class Authenticator(Protocol):
+    """Judges who is asking."""
+
+    async def identify(self, facts: RequestFacts) -> str | None:
+        """The principal in its normal form (`token:<id>`, `unix:<uid>`); None: unknown, and refused.
+
+        Raises:
+            RateLimited: this source has failed too often.
+        """
+        ...
+
+
+class OwnUserOnly:
+    """What holds where no authenticator is given: the daemon's own user, over a UNIX socket."""
+
+    def __init__(self, uid: int) -> None:
+        self._uid = uid
+
+    async def identify(self, facts: RequestFacts) -> str | None:
+        """`unix:<uid>` for the daemon's own uid."""
+        peer = facts.source.peer
+        return f"unix:{peer.uid}" if peer is not None and peer.uid == self._uid else None
+
+
+def peer_credentials(connected: socket.socket) -> PeerCredentials:
+    """Those of the process that connected, at the moment it did."""
+    return PeerCredentials(*_UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+
+
+def bearer_token(fields: Sequence[str]) -> Secret | None:
+    """The token of the `Authorization` fields (RFC 6750 section 2.1); None if there is not exactly one."""
+    found = _BEARER.fullmatch(fields[0]) if len(fields) == 1 else None
+    return Secret(found[1]) if found else None

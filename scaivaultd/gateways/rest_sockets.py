@@ -1,0 +1,158 @@
+"""The UNIX socket at its path, and which TCP sockets may go without TLS."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import ipaddress
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from scaivaultd.model.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_BACKLOG = 256
+_MODE = 0o660
+_PROBE_SECONDS = 1.0
+
+
+class UnixSocket(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the socket is; `group` may use it beside the daemon's own user."""
+
+    path: Path
+    group: str | None = None
+
+
+class BoundUnix:
+    """A UNIX socket that listens."""
+
+    def __init__(self, path: Path, listening: socket.socket) -> None:
+        self.socket = listening
+        self._path = path
+        self._identity = _identity(path)
+
+    def remove(self) -> None:
+        """Take the file away, unless somebody else has put another one there. To be done before the socket is closed.
+
+        From then on another file may get this one's number, so a repetition does nothing.
+        """
+        if self._identity is not None and _identity(self._path) == self._identity:
+            self._path.unlink(missing_ok=True)
+        self._identity = None
+
+
+def bind_unix(wanted: UnixSocket) -> BoundUnix:
+    """Listen at a path. A socket file that an earlier run of ours left behind is removed first.
+
+    Raises:
+        StartupError: the path cannot be used; the text says what to do about it.
+    """
+    gid = _gid(wanted.group)
+    try:
+        _remove_stale(wanted.path)
+        return _bound(wanted.path, gid)
+    except OSError as error:
+        raise StartupError(_advice(wanted.path, error)) from error
+
+
+def _bound(path: Path, gid: int) -> BoundUnix:
+    opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        opened.setblocking(False)
+        opened.bind(str(path))
+        bound = BoundUnix(path, opened)
+    except BaseException:
+        opened.close()
+        raise
+    try:
+        # Nobody can connect before `listen`, so nobody slips in while the file is still as the umask made it.
+        os.chown(path, -1, gid)
+        path.chmod(_MODE)
+        opened.listen(_BACKLOG)
+    except BaseException:
+        bound.remove()
+        opened.close()
+        raise
+    return bound
+
+
+def require_loopback(sockets: Sequence[socket.socket]) -> None:
+    """Tokens and keys go over loopback only, unless there is TLS.
+
+    Raises:
+        StartupError: one of the sockets can be reached from elsewhere.
+    """
+    for each in sockets:
+        address = each.getsockname()[0]
+        if not ipaddress.ip_address(address).is_loopback:
+            raise StartupError(
+                f"cannot serve REST on {address} without TLS: tokens and private keys would go in the clear. "
+                "Name a certificate and its key, or listen on 127.0.0.1 or [::1]"
+            )
+
+
+def _gid(group: str | None) -> int:
+    if group is None:
+        return -1
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        raise StartupError(
+            f"the group {group!r} of the REST socket does not exist; create it or name another"
+        ) from error
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(there.st_mode):
+        raise StartupError(f"{path} is there and is no socket; move it away or choose another path")
+    if there.st_uid != os.geteuid():
+        raise StartupError(
+            f"{path} belongs to uid {there.st_uid}, not to this daemon; remove it or choose another path"
+        )
+    if _is_answered(path):
+        raise StartupError(f"something listens at {path} already, perhaps a second scaivaultd; stop it")
+    path.unlink()
+
+
+def _is_answered(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_SECONDS)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except (TimeoutError, BlockingIOError):
+            return True  # its backlog is full: somebody is there
+        return True
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        there = path.lstat()
+    except OSError:
+        return None
+    return there.st_dev, there.st_ino
+
+
+def _advice(path: Path, error: OSError) -> str:
+    match error.errno:
+        case errno.ENOENT:
+            remedy = "its directory does not exist; create it (RuntimeDirectory= in the unit)"
+        case errno.EACCES | errno.EROFS:
+            remedy = "the daemon may not write there; give it the directory (RuntimeDirectory= in the unit)"
+        case errno.EPERM:
+            remedy = "the daemon may not give the socket to that group; make its user a member of the group"
+        case _:
+            remedy = "choose a short absolute path in a directory of the daemon's own"
+    return f"cannot listen at {path}: {error.strerror or error}; {remedy}"

@@ -1,0 +1,230 @@
+"""The words of access: what is no normal form never becomes one of them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaivaultd.model.access import (
+    AuditEntry,
+    Policy,
+    PolicyRule,
+    Principal,
+    Token,
+    domain_pattern,
+    network_pattern,
+    principal_from,
+    principal_of,
+    principal_pattern,
+)
+
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
+NKEY = "U" + "A2" * 27 + "B"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "token:Ab3dEf9h",
+        "nats:APP/web",
+        f"nkey:{NKEY}",
+        "mtls:spiffe://example.org/web",
+        "mtls:" + "0f" * 32,
+        "unix:0",
+        "unix:33",
+        "system",
+    ],
+)
+def test_a_principal_reads_as_it_is_written(text: str) -> None:
+    """Logs, audit and policies all speak of principals by this text."""
+    assert str(principal_from(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "root",
+        "token:",
+        "token:web-ci",
+        "token:Ab3dEf9*",
+        "token:Ab3dEf9h\n",
+        "TOKEN:Ab3dEf9h",
+        "nats:APP",
+        "nats:APP/web/x",
+        "nats:APP/*",
+        "nats:APP/w b",
+        "nats:APP/wéb",
+        "nkey:UABC",
+        "unix:",
+        "unix:033",
+        "unix:-1",
+        "unix:٣",
+        "system:",
+        "system:x",
+        "mtls:",
+        "mtls:spiffe://x/web/../admin",
+        "mtls:spiffe://x/web/%2e%2E/admin",
+        "mtls:spiffe://x/web/.",
+        "mtls:spiffe://x/*",
+    ],
+)
+def test_what_is_no_normal_form_is_no_principal(text: str) -> None:
+    """A second spelling would slip by a policy that denies, or look like a pattern in one."""
+    with pytest.raises(ValueError, match="is no principal"):
+        principal_from(text)
+
+
+@pytest.mark.parametrize("name", ["Ab3dEf9h", "Web", "", "9web", "web*", "web ci", "web\n", "a" * 64])
+def test_a_token_is_never_named_like_the_id_of_another(name: str) -> None:
+    """Policies speak of tokens by name or id; who may make tokens must not become another one by a name."""
+    with pytest.raises(ValueError, match="have a name"):
+        Principal(kind="token", id="Zz3dEf9h", name=name)
+
+
+def test_only_tokens_have_names() -> None:
+    """A name given to another principal would be compared with patterns."""
+    with pytest.raises(ValueError, match="only tokens"):
+        Principal(kind="unix", id="33", name="web")
+
+
+def test_a_token_stands_for_its_principal() -> None:
+    """What confines the token confines whoever carries it."""
+    token = Token(
+        id="Ab3dEf9h",
+        name="web-ci",
+        secret_sha256=bytes(32),
+        created_at=NOW,
+        created_by="unix:0",
+        expires_at=NOW,
+        tenant="web",
+        policies=("web-team",),
+        scopes=("cert.read",),
+    )
+    assert principal_of(token) == Principal(
+        kind="token", id="Ab3dEf9h", name="web-ci", tenant="web", policies=("web-team",), scopes=("cert.read",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("API.Example.NET.", "api.example.net"),
+        ("*.Example.net", "*.example.net"),
+        ("**.bücher.example", "**.xn--bcher-kva.example"),
+        ("*.例え。example.com", "*.xn--r8jz45g.example.com"),
+        (" ** ", "**"),
+    ],
+)
+def test_a_pattern_has_one_spelling(text: str, normal: str) -> None:
+    """Names are compared as CAs see them; so must patterns be."""
+    assert domain_pattern(text) == normal == domain_pattern(normal)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "*",
+        "*.",
+        "**.",
+        "***.example.net",
+        "*.*.example.net",
+        "**.*.example.net",
+        "*.**.example.net",
+        "a.*.example.net",
+        "w*.example.net",
+        "**example.net",
+        ".example.net",
+        "*..example.net",
+        "a..example.net",
+        "example.net..",
+        "%2e.example.net",
+        "example%2enet",
+        "10.0.0.1",
+        "*.10.0.0.1",
+        "https://example.net",
+        "example.net/x",
+        "xn--zz--zz.example.net",
+    ],
+)
+def test_what_is_no_pattern_is_refused(text: str) -> None:
+    """A pattern nobody understands alike must not decide anything."""
+    with pytest.raises(ValueError, match=r".+"):
+        domain_pattern(text)
+
+
+@given(st.text(alphabet="aA.*%2eü。-xn", max_size=20))
+def test_a_pattern_is_a_fixed_point_or_refused(text: str) -> None:
+    """Reading what was written must not change it."""
+    try:
+        normal = domain_pattern(text)
+    except ValueError:
+        return
+    assert domain_pattern(normal) == normal
+    PolicyRule(domains=(normal,))
+
+
+@pytest.mark.parametrize("pattern", ["Example.net", "example.net.", "*.bücher.example", "*"])
+def test_a_rule_takes_patterns_in_their_only_spelling(pattern: str) -> None:
+    """From the store too: a rule that denies `Example.net` would otherwise deny nothing."""
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"effect": "deny", "actions": ["*"], "domains": [pattern]}, PolicyRule)
+
+
+def test_networks_have_one_spelling() -> None:
+    """Bits beyond the prefix are a mistake in one or the other."""
+    assert network_pattern("2001:DB8::/32") == "2001:db8::/32"
+    assert network_pattern("192.0.2.7") == "192.0.2.7/32"
+    for wrong in ("192.0.2.7/24", "example.net", "192.0.2.0/33", ""):
+        with pytest.raises(ValueError, match="is no network"):
+            network_pattern(wrong)
+    with pytest.raises(ValueError, match="is spelled"):
+        PolicyRule(ips=("192.0.2.7",))
+
+
+@pytest.mark.parametrize(
+    "text", ["token:web-*", "token:*", "token:Ab3dEf9h", "nats:APP/*", "nats:APP/web", "mtls:spiffe://x/*", "unix:33"]
+)
+def test_principals_can_be_named(text: str) -> None:
+    """One by one, by how they begin, or all of a kind."""
+    assert principal_pattern(text) == text
+
+
+@pytest.mark.parametrize("text", ["*", "", "web", "tok*", "token:", "token:w*b", "unix:3*", "nkey:U*", "system*", "**"])
+def test_patterns_for_nobody_in_particular_are_refused(text: str) -> None:
+    """`unix:3*` would be whoever has such a number."""
+    with pytest.raises(ValueError, match="names no principal"):
+        Policy(name="web", principals=(text,))
+
+
+@pytest.mark.parametrize("name", ["web\n", "Web", "-web", "we b", "wéb"])
+def test_a_policy_has_a_plain_name(name: str) -> None:
+    """Tokens and audit records speak of policies by name."""
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"name": name}, Policy)
+
+
+def test_a_rule_with_an_unknown_member_is_no_rule() -> None:
+    """A condition that is not understood must not be left out."""
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"actions": ["cert.read"], "domain": ["a.example.net"]}, PolicyRule)
+
+
+def test_an_audit_entry_is_in_utc() -> None:
+    """One moment, one text: the hash is over the text."""
+    with pytest.raises(ValueError, match="UTC"):
+        AuditEntry(
+            at=NOW.astimezone(timezone(timedelta(hours=1))),
+            principal="system",
+            tenant="default",
+            action="cert.read",
+            object="",
+            decision="allow",
+            result="ok",
+            request_id="req_1",
+        )
