@@ -92,7 +92,7 @@ class Polls:
         if self.quiet_until(account.directory_url, renewal) is not None:
             return
         try:
-            answer = await self._ask(account, renewal.ari_id)
+            answer = await self._ask(account, renewal)
         except NotOffered:
             self._without_ari[account.directory_url] = now
         except ScaivaultError as error:
@@ -103,9 +103,9 @@ class Polls:
             if self._outages.answered(account.directory_url, self._clock.now(), had_failed=renewal.polls_failed > 0):
                 self._log.info("renewal.windows_known_again", directory_url=account.directory_url)
 
-    async def _ask(self, account: Account, ari_id: str) -> Answer:
+    async def _ask(self, account: Account, renewal: Renewal) -> Answer:
         try:
-            fetched = await bounded(self._fetch(account, ari_id), ASK_SECONDS)
+            fetched = await bounded(self._fetch(account, renewal), ASK_SECONDS)
         except Overdue:
             raise Timeout(f"the CA did not say within {ASK_SECONDS:.0f} s when to renew") from None
         return Answer(
@@ -114,8 +114,22 @@ class Polls:
             fraction=self._randomness.fraction(),
         )
 
-    async def _fetch(self, account: Account, ari_id: str) -> Fetched:
-        return await (await self._accounts.client(account)).renewal_info(ari_id)
+    async def _fetch(self, account: Account, renewal: Renewal) -> Fetched:
+        client = await self._accounts.client(account)
+        if (await client.directory()).renewal_info is None:
+            raise NotOffered("the CA does not offer renewal information")
+        await self._note_question(renewal)
+        assert renewal.ari_id is not None
+        return await client.renewal_info(renewal.ari_id)
+
+    async def _note_question(self, asked: Renewal) -> None:
+        """Before the CA is asked: a process that is killed over the answer must not ask again the next moment."""
+        soonest = self._clock.now() + ari.POLL_SOONEST
+
+        async def draft(renewal: Renewal) -> Draft | None:
+            return _same(asked, renewal, msgspec.structs.replace(renewal, poll_at=soonest))
+
+        await change(self._store, asked.certificate_id, draft)
 
     def _leave_alone(self, directory_url: str, error: ScaivaultError) -> None:
         """What a CA answers to one question counts for all that wait: after a downtime they are thousands."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from scaivaultd.acme.exchange import NotOffered
+from scaivaultd.acme.wire import Directory
 from scaivaultd.api import events
 from scaivaultd.model.errors import RevisionConflict
 from scaivaultd.model.ids import AccountId, CertificateId, OrderId
@@ -82,6 +83,8 @@ class Ari:
         self.explanation_url: str | None = None
         self.instead: deque[Exception | Callable[[], Awaitable[None]] | None] = deque()
         self.asked: list[tuple[datetime, str]] = []
+        self.looked = 0
+        """How often somebody looked in the directory for it."""
         self.hangs: Callable[[str], bool] = lambda _: False
         self.waited_for: set[str] = set()
         """Certificates about which somebody waits for an answer."""
@@ -115,6 +118,12 @@ class Ari:
 
 class AriClient(ScriptedClient):
     ari: Ari
+
+    async def directory(self) -> Directory:
+        self.ari.looked += 1
+        is_offered = self.ari.window is not None or self.ari.instead
+        url = "https://ca.test/renewal" if is_offered else None
+        return msgspec.structs.replace(self._ca.directory, renewal_info=url)
 
     async def renewal_info(self, certificate_id: str) -> Fetched:
         return await self.ari.answer(certificate_id)

@@ -505,12 +505,13 @@ class TestLife:
                 await may_end.wait()
                 return Done()
 
-            await session.get("/livez")
             here.answers["sys.info"] = hang
+            idle, writer = await asyncio.open_connection(*here.address)
             first = asyncio.create_task(session.get("/v1/sys/info").__aenter__())
             await begun.wait()
             closing = asyncio.create_task(here.gateway.close(5))
-            await asyncio.sleep(0)
+            assert await asyncio.wait_for(idle.read(), 10) == b""
+            writer.close()
             with pytest.raises(OSError):
                 await asyncio.open_connection(*here.address)
             may_end.set()

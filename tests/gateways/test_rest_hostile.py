@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ISSUE = b'{"account_id":"acme_1","domains":["a.test"],"challenge_type":"http-01"}'
 JSON = {"Content-Type": "application/json"}
+RENEW = "/v1/pki/certificates/c/renew"
+"""It needs no body: whatever is not refused has an effect."""
 AUTHORIZED = f"Authorization: Bearer {TOKEN}\r\n".encode()
 
 
@@ -57,6 +59,8 @@ async def test_the_good_request_of_these_tests_is_good(here: Served) -> None:
         {"Content-Length": "5", "Transfer-Encoding": "chunked"},
         {"Transfer-Encoding": "chunked", "Content-Length": "5"},
         {"Transfer-Encoding": "gzip, chunked"},
+        {"Transfer-Encoding": "chunked\r\nTransfer-Encoding: chunked"},
+        {"Transfer-Encoding": "chunked\r\nTransfer-Encoding: identity"},
         {"Transfer-Encoding": "chunked, identity"},
         {"Transfer-Encoding": "xchunked"},
         {"Transfer-Encoding": "\x0bchunked"},
@@ -91,9 +95,12 @@ async def test_the_good_request_of_these_tests_is_good(here: Served) -> None:
 async def test_a_head_that_can_be_read_in_two_ways_is_refused(here: Served, fields: dict[str, str]) -> None:
     """Request smuggling is two readers that disagree: what stands behind such a head is never a request."""
     smuggled = b"0\r\n\r\n" + head("POST", "/v1/pki/revoke", close=False)
-    answer = await here.raw(head("POST", "/v1/pki/acme/issue", {**JSON, **fields}, close=False) + smuggled)
+    answer = await here.raw(head("POST", RENEW, {**JSON, **fields}, close=False) + smuggled)
     assert status_of(answer) == 400
     assert answer.count(b"HTTP/1.") == 1
+    assert here.asked == []
+    # The parser may have stumbled over what came behind: alone it must be refused too.
+    assert status_of(await here.raw(head("POST", RENEW, {**JSON, **fields}))) == 400
     assert here.asked == []
 
 
@@ -189,9 +196,10 @@ async def test_http_1_1_needs_a_host(here: Served) -> None:
 
 async def test_http_1_0_knows_no_transfer_encoding(here: Served) -> None:
     """RFC 9112 section 6.1: treat it as faulty framing."""
-    request = b"POST /v1/pki/acme/issue HTTP/1.0\r\n" + AUTHORIZED
+    request = b"POST " + RENEW.encode() + b" HTTP/1.0\r\n" + AUTHORIZED
     answer = await here.raw(request + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
     assert status_of(answer) == 400
+    assert here.asked == []
 
 
 async def test_compressed_bodies_are_refused(here: Served) -> None:
@@ -326,6 +334,18 @@ class TestTimes:
 
 
 class TestNumbers:
+    async def test_of_the_idle_the_one_that_was_so_for_longest_goes(self) -> None:
+        """Who has just asked is likely to ask again."""
+        async with served(limits=with_connections(connections=2)) as here, AsyncExitStack() as stack:
+            useful = await stack.enter_async_context(connected(here.address))
+            silent = await stack.enter_async_context(connected(here.address))
+            await useful.send(head(close=False))
+            assert status_of(await useful.some()) == 200
+            assert status_of(await here.raw(head())) == 200
+            await silent.until_gone()
+            await useful.send(head())
+            assert status_of(await useful.rest()) == 200
+
     async def test_a_process_without_descriptors_pauses_and_comes_back(self, here: Served) -> None:
         """asyncio alone would write a traceback for each connection in the backlog."""
         clients = [socket.socket() for _ in range(3)]

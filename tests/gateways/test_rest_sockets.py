@@ -105,7 +105,17 @@ def test_only_the_own_file_is_removed(path: Path) -> None:
         path.write_text("the next one's")
         bound.remove()
     assert path.exists()
-    bound.remove()
+
+
+def test_removing_again_removes_nothing(path: Path, tmp_path: Path) -> None:
+    """A file system gives the number of a file that is gone to the next one."""
+    bound = bind_unix(UnixSocket(path=path))
+    with bound.socket:
+        next_one = tmp_path / "next"
+        next_one.hardlink_to(path)
+        bound.remove()
+        next_one.rename(path)
+        bound.remove()
     assert path.exists()
 
 

@@ -108,7 +108,7 @@ async def test_a_handshake_that_does_not_end_ends(tmp_path: Path, begun: bytes) 
 
 async def test_a_flood_of_handshakes_is_within_the_number_of_connections(tmp_path: Path) -> None:
     """They cost as much as those that are through."""
-    limits = RestLimits(connections=ConnectionLimits(connections=2))
+    limits = RestLimits(connections=ConnectionLimits(connections=2, head_seconds=60))
     async with (
         served(tls=self_signed(tmp_path, "a"), limits=limits) as here,
         connected(here.address) as first,
@@ -124,11 +124,12 @@ async def test_a_flood_of_handshakes_is_within_the_number_of_connections(tmp_pat
 
 async def test_plain_http_on_a_tls_port_gets_nothing(tmp_path: Path) -> None:
     """And does no harm."""
-    async with served(tls=self_signed(tmp_path, "a")) as here:
-        async with connected(here.address) as peer:
-            await peer.send(head())
-            await peer.until_gone()
+    limits = RestLimits(connections=ConnectionLimits(head_seconds=60))
+    async with served(tls=self_signed(tmp_path, "a"), limits=limits) as here, connected(here.address) as peer:
+        await peer.send(head())
+        await peer.until_gone()
         assert here.asked == []
+        assert here.gateway.connections == 0
 
 
 @pytest.mark.parametrize(
