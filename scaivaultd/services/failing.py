@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from scaivaultd.acme import causes, limit_rules, limits
-from scaivaultd.acme import renewal as rules
 from scaivaultd.api import events
 from scaivaultd.model.errors import (
     AccountUnusable,
@@ -208,14 +207,9 @@ class Failing:
             await self._end(failure, error=failure.trouble, next_try_at=None)
             return
         _, renewal = found
-        next_try_at = rules.next_attempt(
-            renewal.value.attempt + 1,
-            failure.cause.kind,
-            retry_at=failure.retry_at,
-            not_after=renewal.value.not_after,
-            lifetime=renewal.value.not_after - renewal.value.not_before,
-            now=now,
-            fraction=self._tools.randomness.fraction(),
+        fraction = self._tools.randomness.fraction()
+        next_try_at = renewals.next_try(
+            renewal.value, failure.cause.kind, retry_at=failure.retry_at, now=now, fraction=fraction
         )
         trouble = msgspec.structs.replace(failure.trouble, retryable=True, retry_at=next_try_at)
         goes_on = failure.may_go_on and failure.cause.kind == "transient" and next_try_at <= patience_end(order)

@@ -11,7 +11,6 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from scaivaultd.acme import causes, x509
-from scaivaultd.acme import renewal as rules
 from scaivaultd.api import events
 from scaivaultd.api import messages as m
 from scaivaultd.api.commands import ISSUE
@@ -266,10 +265,6 @@ class Issuing:
                     current = await ORDERS.get(self._store, held.value.id)
         return count
 
-    def reply(self, order: Order) -> m.OrderReply:
-        """An order as callers see it."""
-        return self._reply(order)
-
     async def _end(self, held: Versioned[Order], error: ScaivaultError) -> Order | None:
         """End an order from outside its job; None when it was changed meanwhile."""
         order, now = held.value, self._clock.now()
@@ -288,15 +283,8 @@ class Issuing:
         renewal = None if order.renews is None else await RENEWALS.get(self._store, order.renews)
         if renewal is not None and renewal.value.order_id == order.id:
             life = renewal.value
-            next_try_at = rules.next_attempt(
-                life.attempt + 1,
-                cause.kind,
-                retry_at=None,
-                not_after=life.not_after,
-                lifetime=life.not_after - life.not_before,
-                now=now,
-                fraction=self._tools.randomness.fraction(),
-            )
+            fraction = self._tools.randomness.fraction()
+            next_try_at = renewals.next_try(life, cause.kind, retry_at=None, now=now, fraction=fraction)
             changes.append(RENEWALS.put(renewals.set_back(life, trouble, next_try_at, goes_on=False), renewal.revision))
         try:
             await self._store.commit(changes, [events.order_cancelled(ended, now)])

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from scaivaultd.acme import causes
-from scaivaultd.acme import renewal as rules
 from scaivaultd.api import events
 from scaivaultd.model.errors import NotFound, RateLimited, ScaivaultError, StorageUnavailable
 from scaivaultd.model.resources import UNFINISHED
@@ -125,15 +124,8 @@ def cause_for(renewal: Renewal) -> OrderCause:
 
 def _trouble(error: ScaivaultError, renewal: Renewal, now: datetime, fraction: float) -> Trouble:
     cause = causes.cause_of(error)
-    next_try_at = rules.next_attempt(
-        renewal.attempt + 1,
-        cause.kind,
-        retry_at=now + timedelta(seconds=error.retry_after) if isinstance(error, RateLimited) else None,
-        not_after=renewal.not_after,
-        lifetime=renewal.not_after - renewal.not_before,
-        now=now,
-        fraction=fraction,
-    )
+    retry_at = now + timedelta(seconds=error.retry_after) if isinstance(error, RateLimited) else None
+    next_try_at = renewals.next_try(renewal, cause.kind, retry_at=retry_at, now=now, fraction=fraction)
     return causes.judged(trouble_of(error, next_try_at), cause)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from scaivaultd.model.ids import BulkRenewalId, OrderId
-    from scaivaultd.model.resources import Certificate, OrderCause, Trouble
+    from scaivaultd.model.resources import Certificate, FailureKind, OrderCause, Trouble
 
 
 def begun(certificate: Certificate, prior: Renewal | None, *, now: datetime, fraction: float) -> Renewal:
@@ -92,6 +92,21 @@ def asked_for(renewal: Renewal, cause: OrderCause, bulk_id: BulkRenewalId | None
 def under_way(renewal: Renewal, order_id: OrderId, cause: OrderCause) -> Renewal:
     """With an order that makes the next version."""
     return msgspec.structs.replace(renewal, order_id=order_id, cause=cause, next_try_at=None)
+
+
+def next_try(
+    renewal: Renewal, kind: FailureKind, *, retry_at: datetime | None, now: datetime, fraction: float
+) -> datetime:
+    """When it goes on after one more failure; `retry_at` is somebody else's word and wins where it is later."""
+    return rules.next_attempt(
+        renewal.attempt + 1,
+        kind,
+        retry_at=retry_at,
+        not_after=renewal.not_after,
+        lifetime=renewal.not_after - renewal.not_before,
+        now=now,
+        fraction=fraction,
+    )
 
 
 def set_back(renewal: Renewal, trouble: Trouble, next_try_at: datetime | None, *, goes_on: bool) -> Renewal:

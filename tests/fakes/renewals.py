@@ -268,7 +268,7 @@ class FakeIssuing:
 
     async def shown(self, order_id: OrderId, wait_seconds: float) -> Any:
         self.shown_for.append(wait_seconds)
-        return self._world.issuing.reply((await self._world.read(ORDERS, order_id)).value)
+        return await self._world.issuing.shown(order_id, 0)
 
 
 def order_of(
