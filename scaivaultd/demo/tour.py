@@ -33,7 +33,11 @@ def run(*, keep: bool, ca: str) -> int:
     Call it last: from its end on the process is deaf to the signals that would have ended the run.
     """
     folder = Path(tempfile.mkdtemp(prefix="scaivaultd-demo-"))
-    code = _outcome(folder, keep=keep, ca=ca)
+    try:
+        code = _outcome(folder, keep=keep, ca=ca)
+    # A second Ctrl-C that a thread of the loop had taken is told to the main thread as late as this.
+    except KeyboardInterrupt:
+        code = EX_INTERRUPTED
     if code == EX_FAILED and any(folder.iterdir()):
         _tell(f"Its logs are in {folder}", sys.stderr)
         return code
