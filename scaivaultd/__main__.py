@@ -136,8 +136,8 @@ async def _serve(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)
-    # Its default would end us without a word when a terminal closes; a new configuration needs a restart.
-    loop.add_signal_handler(signal.SIGHUP, lambda: log.warning("daemon.no_reload", advice="restart to reload"))
+    # Its default would end us without a word when a terminal closes.
+    loop.add_signal_handler(signal.SIGHUP, daemon.reload)
     code = 1
     try:
         code = await _exit_code_of(daemon)

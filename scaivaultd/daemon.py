@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaivaultd import __version__, opening, plugin_manager, state
+from scaivaultd.access import ingress_of, open_access, policies_in, unix_socket
 from scaivaultd.api import commands
 from scaivaultd.api import messages as m
 from scaivaultd.api.dispatch import Dispatcher
@@ -17,7 +18,11 @@ from scaivaultd.gateways.nats_credentials import CredentialsFile
 from scaivaultd.gateways.nats_process import SYSTEM_PATH
 from scaivaultd.gateways.nats_server import NatsServerChild, find_server
 from scaivaultd.gateways.publisher import Publisher
+from scaivaultd.gateways.rest import RestGateway, RestPlaces
+from scaivaultd.gateways.rest_tls import TlsFiles
+from scaivaultd.listeners.sockets import bind_all
 from scaivaultd.model.clock import SystemClock, SystemRandomness
+from scaivaultd.model.errors import StartupError
 from scaivaultd.model.ids import IdMaker
 from scaivaultd.net.acme_http import CaPool, CaSettings
 from scaivaultd.net.authoritative import AuthoritativeDns
@@ -37,6 +42,7 @@ from scaivaultd.services.dns_checks import DnsChecks
 from scaivaultd.services.dns_providers import DnsProviders
 from scaivaultd.services.issuing import Issuing
 from scaivaultd.services.jobs import Jobs
+from scaivaultd.services.master_keys import MasterKeys
 from scaivaultd.services.places import AWAY_SHARE
 from scaivaultd.services.preflight import Preflight, PreflightModes
 from scaivaultd.services.provider_pool import ProviderPool
@@ -56,6 +62,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from scaivaultd.access import Access
     from scaivaultd.api.commands import Binding
     from scaivaultd.model.clock import Clock, Randomness
     from scaivaultd.plugin import SecretBackend
@@ -95,11 +102,17 @@ class Daemon:
         self._wrap_store = wrap_store
         self._stopping = asyncio.Event()
         self._started_at = self._clock.now()
+        self._reloads: list[Callable[[], None]] = []
         self.ready = asyncio.Event()
 
     def stop(self) -> None:
         """Ask the daemon to stop; may be called again and from a signal handler."""
         self._stopping.set()
+
+    def reload(self) -> None:
+        """Read policy files and TLS files again; what cannot be used stays as it was, and is logged."""
+        for each in self._reloads:
+            each()
 
     async def run(self) -> None:
         """Run until stopped.
@@ -129,6 +142,15 @@ class Daemon:
             log=log,
         )
         node_id = await state.node_id(store, self._ids)
+        access = await open_access(settings, store, stack, clock=self._clock, randomness=self._randomness, log=log)
+        access.auditing.unlock(sealer)
+        master_keys = MasterKeys(
+            store=store,
+            sealer=sealer,
+            source=settings.secrets.master_key or state.own_key_source(settings.state_dir),
+            clock=self._clock,
+            log=log,
+        )
         listeners = opening.bind_listeners(settings, stack, clock=self._clock, log=log)
         plugins = plugin_manager.load(log)
         backends: dict[str, SecretBackend] = {}
@@ -328,21 +350,31 @@ class Daemon:
             randomness=self._randomness,
             log=log,
         )
+        dispatcher = Dispatcher(
+            [
+                *_bind(accounts, issuing, certificates, providers, checks, secrets, system),
+                *_bind_life(care, budgets, certificates, renewing, updating, bulk_renewals, revoking),
+                *access.bindings,
+                commands.MASTER_KEY.bind(master_keys.get),
+                commands.ROTATE_MASTER_KEY.bind(master_keys.rotate),
+                commands.UNSEAL.bind(master_keys.unseal),
+            ],
+            gate=access.gate,
+            ids=self._ids,
+            log=log,
+        )
         gateway = NatsGateway(
             bus,
-            Dispatcher(
-                [
-                    *_bind(accounts, issuing, certificates, providers, checks, secrets, system),
-                    *_bind_life(care, budgets, certificates, renewing, updating, bulk_renewals, revoking),
-                ],
-                ids=self._ids,
-                log=log,
-            ),
-            root=settings.nats.subject_root,
+            dispatcher,
+            ingress=ingress_of(settings.nats),
+            tokens=access.identifying,
             version=__version__,
             clock=self._clock,
             log=log,
         )
+        rest = self._rest(dispatcher, access, system)
+        stack.push_async_callback(rest.close, 0)
+        self._reloads.append(lambda: self._reload(access, rest))
         await budgets.resume()
         await care.resume()
         await accounts.resume()
@@ -350,6 +382,8 @@ class Daemon:
         await records.sweep()
         await revoking.resume()
         await renewing.resume()
+        await master_keys.resume()
+        await rest.start()
         # Only now: whoever knocked since the sockets were bound waits in the backlog for an answer we have.
         await listeners.http01.start()
         log.info("http01.listening", addresses=shown_addresses(listeners.http01))
@@ -365,12 +399,15 @@ class Daemon:
                         renewing.run(),
                         bulk_renewals.run(),
                         care.run(),
+                        access.tokens.run(),
+                        access.auditing.run(),
+                        master_keys.run(),
                     )
                 ]
                 await self._stopping.wait()
                 log.info("daemon.stopping", orders_under_way=len(jobs))
                 waiting.end()
-                await gateway.close(REQUESTS_GRACE_SECONDS)
+                await asyncio.gather(gateway.close(REQUESTS_GRACE_SECONDS), rest.close(REQUESTS_GRACE_SECONDS))
                 await jobs.close(JOBS_GRACE_SECONDS)
                 await removals.close(0)
                 await records.close(WRITES_GRACE_SECONDS)
@@ -380,6 +417,33 @@ class Daemon:
             await jobs.close(JOBS_GRACE_SECONDS)
             await removals.close(0)
             await records.close(WRITES_GRACE_SECONDS)
+
+    def _rest(self, dispatcher: Dispatcher, access: Access, system: System) -> RestGateway:
+        rest = self._settings.rest
+        files = None
+        if rest.tls_certificate_file is not None and rest.tls_key_file is not None:
+            files = TlsFiles(certificate=rest.tls_certificate_file, key=rest.tls_key_file)
+        return RestGateway(
+            dispatcher,
+            RestPlaces(
+                tcp=bind_all([each for each in rest.listen if not each.is_path]).sockets,
+                tls=files,
+                unix=unix_socket(self._settings, self._environment),
+            ),
+            authenticator=access.identifying,
+            health=system.report,
+            ids=self._ids,
+            clock=self._clock,
+            log=self._log,
+            origins=rest.origins,
+        )
+
+    def _reload(self, access: Access, rest: RestGateway) -> None:
+        try:
+            access.policies.reload(policies_in(self._settings.access.policy_files))
+        except StartupError as error:
+            self._log.error("access.policies_not_reloaded", reason=str(error))
+        rest.reload()
 
     async def _serve(self, bus: NatsBus, gateway: NatsGateway) -> None:
         if self._settings.nats.servers:

@@ -25,7 +25,9 @@ from scaivaultd.settings_values import (
     ListenAddress,
     MasterKeySource,
     NatsUrl,
+    Origin,
     Resolver,
+    RestPlace,
     SecretPrefix,
     SubjectRoot,
     ZoneName,
@@ -43,6 +45,34 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "json", "console"]
 Fallback = Literal["404", "redirect", "proxy"]
 CheckMode = Literal["off", "warn", "block"]
+Identity = Literal["auth_callout", "subject_token", "account_import", "trusted"]
+KeyReplies = Literal["own_inbox", "any"]
+
+
+class IngressSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One subject root at which requests are taken, and how their senders are known there."""
+
+    root: Annotated[SubjectRoot, Meta(description="The subject below which requests are answered; unique.")]
+    identity: Annotated[
+        Identity,
+        Meta(
+            description="How a sender is known. auth_callout: it logs in with its API token, and asks below "
+            "ROOT.as.TOKEN_ID. subject_token: the operator lets each user publish below ROOT.as.USER only. "
+            "account_import: it comes from another NATS account, which the header Nats-Request-Info names. trusted: "
+            "whoever can reach the root may do everything but read keys."
+        ),
+    ]
+    account: Annotated[
+        Label | None,
+        Meta(description="The NATS account of the users: what stands before / in nats:ACCOUNT/USER. Unset: `$G`."),
+    ] = None
+    key_replies: Annotated[
+        KeyReplies,
+        Meta(
+            description="Where private keys may go in plain: own_inbox is the sender's own _INBOX_ prefix, any is any "
+            "reply subject, which others on the bus may be able to read."
+        ),
+    ] = "own_inbox"
 
 
 class NatsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,6 +110,20 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "may lie below the other."
         ),
     ] = SubjectRoot("scaivault.events")
+    ingress: Annotated[
+        tuple[IngressSettings, ...],
+        Meta(
+            description="Where requests are taken, each root with its own way to know who asks. Empty: `subject_root`, "
+            "with auth_callout at a server of our own and subject_token at others."
+        ),
+    ] = ()
+    callout_seed_file: Annotated[
+        Path | None,
+        Meta(
+            description="The nkey seed of the account that signs logins (`auth_callout.issuer` in nats-server's "
+            "configuration), for auth_callout at servers that are not our own."
+        ),
+    ] = None
 
 
 class Http01Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -127,6 +171,61 @@ class TlsAlpn01Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     ] = None
 
 
+class RestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The commands over HTTP. A UNIX socket is always there."""
+
+    listen: Annotated[
+        tuple[RestPlace, ...],
+        Meta(
+            description="Addresses (address:port), and at most one path of a UNIX socket (absolute). Without a path: "
+            "api.sock in $RUNTIME_DIRECTORY, or else in `state_dir`. Addresses other than loopback need TLS."
+        ),
+    ] = ()
+    tls_certificate_file: Annotated[
+        Path | None, Meta(description="The certificate and its chain for the addresses (PEM); read again on SIGHUP.")
+    ] = None
+    tls_key_file: Annotated[Path | None, Meta(description="Its private key (PEM).")] = None
+    tls_managed: Annotated[
+        ZoneName | None,
+        Meta(
+            description="Instead of files: a name whose certificate this daemon itself keeps; each new version is used "
+            "at once. The addresses refuse TLS until there is one."
+        ),
+    ] = None
+    origins: Annotated[
+        tuple[Origin, ...],
+        Meta(description="Web origins whose pages may use the API (CORS), as https://HOST. Empty: none."),
+    ] = ()
+
+
+class AccessSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may do what, beside the policies written by request."""
+
+    policy_files: Annotated[
+        tuple[Path, ...],
+        Meta(
+            description="TOML files with [[policy]] tables, read at start and on SIGHUP; see "
+            "docs/how-to/give-access.md."
+        ),
+    ] = ()
+    admin_group: Annotated[
+        Label | None,
+        Meta(
+            description="A group of this host whose members are administrators over the UNIX socket, beside root and "
+            "the daemon's own user; the socket is theirs too. A group that does not exist is left out with a warning."
+        ),
+    ] = Label("scaivault-admin")
+
+
+class AuditSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The audit log, in `audit` below `state_dir`."""
+
+    file_mib: Annotated[int, Meta(ge=1, le=1024, description="A file ends at about this size; the next goes on.")] = 64
+    keep_files: Annotated[
+        int, Meta(ge=0, le=100_000, description="How many ended files are kept; 0: all. Older ones are deleted.")
+    ] = 0
+
+
 class AcmeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What holds for every CA."""
 
@@ -139,6 +238,13 @@ class AcmeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(
             description="CAs, as host:port, that may be at a private, loopback or link-local address. All others are "
             "refused there, so that callers cannot send the daemon into the inner network."
+        ),
+    ] = ()
+    further_hosts: Annotated[
+        tuple[HostPort, ...],
+        Meta(
+            description="Hosts, as host:port, at which a CA's URLs may be although its directory is elsewhere. All "
+            "others are refused."
         ),
     ] = ()
     orders_per_ca: Annotated[
@@ -215,8 +321,9 @@ class SecretsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     master_key: Annotated[
         MasterKeySource | None,
         Meta(
-            description="Where the key is that seals all stored keys: file:PATH, credential:NAME (passed by systemd) "
-            "or env:NAME. Unset: `master.key` in the state directory, made with a warning while the store is empty."
+            description="Where the key is that seals all stored keys: file:PATH, credential:NAME (passed by systemd), "
+            "env:NAME, or passphrase (the daemon starts sealed and waits for `scaivaultctl unseal`). Unset: "
+            "`master.key` in the state directory, made with a warning while the store is empty."
         ),
     ] = None
     allow: Annotated[
@@ -278,6 +385,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = {}
     nats: NatsSettings = NatsSettings()
+    rest: RestSettings = RestSettings()
+    access: AccessSettings = AccessSettings()
+    audit: AuditSettings = AuditSettings()
     http01: Http01Settings = Http01Settings()
     tlsalpn01: TlsAlpn01Settings = TlsAlpn01Settings()
     acme: AcmeSettings = AcmeSettings()

@@ -46,6 +46,23 @@ class ListenAddress(str):
         return host == own or (own in ("0.0.0.0", "[::]") and host in loopback)  # noqa: S104 - compared only
 
 
+class RestPlace(str):
+    """Where REST is served: an `address:port`, or the absolute path of a UNIX socket."""
+
+    __slots__ = ()
+
+    @property
+    def is_path(self) -> bool:
+        """Whether it is the path of a UNIX socket."""
+        return self.startswith("/")
+
+
+class Origin(str):
+    """A web origin (RFC 6454), as browsers send it: `https://app.example.org`, in lower case, no path."""
+
+    __slots__ = ()
+
+
 class HostPort(str):
     """A `host:port` that somebody is reached at, in lower case."""
 
@@ -87,7 +104,7 @@ class SubjectRoot(str):
 
 
 class MasterKeySource(str):
-    """`file:PATH`, `credential:NAME` or `env:NAME`: where the master key is, never the key."""
+    """`file:PATH`, `credential:NAME`, `env:NAME` or `passphrase`: where the master key is, never the key."""
 
     __slots__ = ()
 
@@ -157,6 +174,28 @@ def _listen_address(text: str) -> ListenAddress:
     if "%" in address:
         raise ValueError(f"{clip(text)} has a zone: no CA reaches an address that is valid on one link only")
     return ListenAddress(f"{address}:{_port(port, text, lowest=0)}")
+
+
+def _rest_place(text: str) -> RestPlace:
+    path = text.removeprefix("unix:")
+    if path.startswith("/"):
+        if not _is_plain_path(path):
+            raise ValueError(f"{clip(text)} must be an absolute path without '..'")
+        return RestPlace(path)
+    return RestPlace(_listen_address(text))
+
+
+def _origin(text: str) -> Origin:
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(f"{clip(text)} is no web origin") from None
+    if parts.scheme not in ("https", "http") or not host or parts.path or parts.query or parts.fragment or "@" in text:
+        raise ValueError(f"{clip(text)} must be a web origin, such as https://app.example.org, without a path")
+    default = {"https": 443, "http": 80}[parts.scheme]
+    netloc = f"[{host}]" if ":" in host else host
+    return Origin(f"{parts.scheme}://{netloc}" + ("" if port in (None, default) else f":{port}"))
 
 
 def _host_port(text: str) -> HostPort:
@@ -292,8 +331,10 @@ def _master_key_source(text: str) -> MasterKeySource:
             return MasterKeySource(text)
         case "env":
             raise ValueError("what stands behind 'env:' must be the name of an environment variable")
+        case "passphrase" if text == "passphrase":
+            return MasterKeySource(text)
         case _:
-            raise ValueError("must be file:PATH, credential:NAME or env:NAME, never the key itself")
+            raise ValueError("must be file:PATH, credential:NAME, env:NAME or passphrase, never the key itself")
 
 
 def _secret_prefix(text: str) -> SecretPrefix:
@@ -328,6 +369,8 @@ SYNTAXES: Mapping[type, Syntax] = MappingProxyType(
     {
         Path: Syntax(_path, "absolute path"),
         ListenAddress: Syntax(_listen_address, "address:port"),
+        RestPlace: Syntax(_rest_place, "address:port or path"),
+        Origin: Syntax(_origin, "web origin"),
         HostPort: Syntax(_host_port, "host:port"),
         HttpsUrl: Syntax(_https_url, "https URL"),
         Resolver: Syntax(_resolver, "address[:port]"),

@@ -7,18 +7,29 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from scaivaultd.api import access_messages as am
 from scaivaultd.api import messages as m
+from scaivaultd.api.gate import UNLIMITED, Permits
 from scaivaultd.model import errors as e
+from scaivaultd.model.principals import SYSTEM, Principal
 
 RequestType = TypeVar("RequestType", bound=m.Request)
 ReplyType = TypeVar("ReplyType", bound=msgspec.Struct)
 
 
 class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What a handler knows of a request beside its body."""
+    """What a handler knows of a request beside its body.
+
+    `permits` judges what only the handler knows of: each item of a list, a reference within a request. `source` is
+    where it came from. `takes_keys`: private keys may go back the way it came, in plain.
+    """
 
     request_id: str
     idempotency_key: str | None = None
+    principal: Principal = SYSTEM
+    permits: Permits = UNLIMITED
+    source: str | None = None
+    takes_keys: bool = True
 
 
 class Command(msgspec.Struct, Generic[RequestType, ReplyType], frozen=True, kw_only=True):
@@ -50,6 +61,9 @@ class Binding(msgspec.Struct, frozen=True):
     command: Command[Any, Any]
     handler: Callable[[Any, RequestContext], Awaitable[msgspec.Struct]]
 
+
+EVERYBODY = "auth.self"
+"""The permission of what every known principal may do."""
 
 _CA_ERRORS = (e.CaRefused, e.CaUnavailable, e.BackendRateLimited)
 _CERTIFICATE = {"id": "cert_01k2v7m0e8zq3c9x5w1r4t6y8b"}
@@ -451,6 +465,181 @@ DELETE_SECRET = Command(
     summary="Delete a secret.",
     example={"path": "infra/aws/route53/access-key-id"},
 )
+_TOKEN = {"id": "Ab3dEf9h"}
+CREATE_TOKEN = Command(
+    name="tokens.create",
+    method="POST",
+    path="/v1/tokens",
+    request=am.CreateToken,
+    reply=am.TokenCreated,
+    status=201,
+    permission="token.create",
+    errors=(e.Conflict,),
+    summary="Make an API token; its text is shown once.",
+    example={"name": "web-ci", "policies": ["web-team"], "lifetime": "90d"},
+)
+LIST_TOKENS = Command(
+    name="tokens.list",
+    method="GET",
+    path="/v1/tokens",
+    request=am.ListTokens,
+    reply=am.TokenList,
+    permission="token.read",
+    summary="List API tokens, never their secrets.",
+    example={"include_ended": True},
+)
+GET_TOKEN = Command(
+    name="tokens.get",
+    method="GET",
+    path="/v1/tokens/{id}",
+    request=am.TokenById,
+    reply=am.TokenReply,
+    permission="token.read",
+    errors=(e.NotFound,),
+    summary="Show one API token.",
+    example=_TOKEN,
+)
+ROTATE_TOKEN = Command(
+    name="tokens.rotate",
+    method="POST",
+    path="/v1/tokens/{id}/rotate",
+    request=am.RotateToken,
+    reply=am.TokenCreated,
+    permission="token.rotate",
+    errors=(e.NotFound, e.Conflict),
+    summary="Give an API token another secret; the old one stays good for a while.",
+    example={**_TOKEN, "overlap": "24h"},
+)
+REVOKE_TOKEN = Command(
+    name="tokens.revoke",
+    method="DELETE",
+    path="/v1/tokens/{id}",
+    request=am.TokenById,
+    reply=am.TokenReply,
+    permission="token.revoke",
+    errors=(e.NotFound,),
+    summary="End an API token at once and for good.",
+    example=_TOKEN,
+)
+_POLICY = {"name": "web-team"}
+PUT_POLICY = Command(
+    name="policies.put",
+    method="PUT",
+    path="/v1/policies/{name}",
+    request=am.PutPolicy,
+    reply=am.PolicyReply,
+    permission="policy.write",
+    errors=(e.Conflict,),
+    summary="Write a policy; it holds from the next request on.",
+    example={
+        **_POLICY,
+        "principals": ["token:web-ci"],
+        "rules": [{"actions": ["cert.issue", "cert.renew", "cert.read"], "domains": ["*.web.example.org"]}],
+    },
+)
+LIST_POLICIES = Command(
+    name="policies.list",
+    method="GET",
+    path="/v1/policies",
+    request=am.ListPolicies,
+    reply=am.PolicyList,
+    permission="policy.read",
+    summary="List policies.",
+    example={"limit": 20},
+)
+GET_POLICY = Command(
+    name="policies.get",
+    method="GET",
+    path="/v1/policies/{name}",
+    request=am.PolicyByName,
+    reply=am.PolicyReply,
+    permission="policy.read",
+    errors=(e.NotFound,),
+    summary="Show one policy.",
+    example=_POLICY,
+)
+DELETE_POLICY = Command(
+    name="policies.delete",
+    method="DELETE",
+    path="/v1/policies/{name}",
+    request=am.PolicyByName,
+    reply=am.PolicyDeleted,
+    permission="policy.delete",
+    errors=(e.NotFound, e.Conflict),
+    summary="Delete a policy.",
+    example=_POLICY,
+)
+CAN_I = Command(
+    name="auth.can_i",
+    method="POST",
+    path="/v1/auth/can-i",
+    request=am.CanI,
+    reply=am.CanIReply,
+    permission=EVERYBODY,
+    errors=(e.NotFound,),
+    summary="Ask whether something would be allowed, and why.",
+    example={"action": "cert.issue", "domains": ["www.example.org"], "account_id": "le"},
+)
+WHO_AM_I = Command(
+    name="auth.whoami",
+    method="GET",
+    path="/v1/auth/whoami",
+    request=m.Nothing,
+    reply=am.WhoAmIReply,
+    permission=EVERYBODY,
+    summary="Show who you are to the daemon, and which policies apply.",
+)
+LIST_AUDIT = Command(
+    name="audit.list",
+    method="GET",
+    path="/v1/audit",
+    request=am.ListAudit,
+    reply=am.AuditList,
+    permission="audit.read",
+    summary="Read the audit log, newest first.",
+    example={"action": "key.read", "limit": 20},
+)
+VERIFY_AUDIT = Command(
+    name="audit.verify",
+    method="POST",
+    path="/v1/audit/verify",
+    request=am.VerifyAudit,
+    reply=am.AuditVerification,
+    permission="audit.read",
+    errors=(e.Conflict,),
+    summary="Recompute the audit log's hash chain and compare it with its anchors.",
+)
+MASTER_KEY = Command(
+    name="sys.master_key.get",
+    method="GET",
+    path="/v1/sys/master-key",
+    request=m.Nothing,
+    reply=am.MasterKeyReply,
+    permission="master_key.read",
+    summary="Show which master key is in use, where it comes from, and how far a rotation is.",
+)
+ROTATE_MASTER_KEY = Command(
+    name="sys.master_key.rotate",
+    method="POST",
+    path="/v1/sys/master-key/rotate",
+    request=am.RotateMasterKey,
+    reply=am.MasterKeyReply,
+    status=202,
+    permission="master_key.rotate",
+    errors=(e.Conflict,),
+    summary="Seal everything under a new master key, while the daemon works.",
+)
+UNSEAL = Command(
+    name="sys.unseal",
+    method="POST",
+    path="/v1/sys/unseal",
+    request=am.Unseal,
+    reply=am.MasterKeyReply,
+    permission="master_key.unseal",
+    errors=(e.Conflict, e.RateLimited),
+    summary="Give the passphrase of a sealed daemon; over its UNIX socket only.",
+    example={"passphrase": "..."},
+)
 HEALTH = Command(
     name="sys.health",
     method="GET",
@@ -505,9 +694,34 @@ COMMANDS: tuple[Command[Any, Any], ...] = (
     PUT_SECRET,
     LIST_SECRETS,
     DELETE_SECRET,
+    CREATE_TOKEN,
+    LIST_TOKENS,
+    GET_TOKEN,
+    ROTATE_TOKEN,
+    REVOKE_TOKEN,
+    PUT_POLICY,
+    LIST_POLICIES,
+    GET_POLICY,
+    DELETE_POLICY,
+    CAN_I,
+    WHO_AM_I,
+    LIST_AUDIT,
+    VERIFY_AUDIT,
+    MASTER_KEY,
+    ROTATE_MASTER_KEY,
+    UNSEAL,
     HEALTH,
     INFO,
 )
 """Every row, in the order of the reference. Any command may also answer `EVERYWHERE`."""
 
-EVERYWHERE: tuple[type[e.ScaivaultError], ...] = (e.InvalidRequest, e.Standby, e.StorageUnavailable, e.Internal)
+EVERYWHERE: tuple[type[e.ScaivaultError], ...] = (
+    e.InvalidRequest,
+    e.Unauthenticated,
+    e.PermissionDenied,
+    e.RateLimited,
+    e.Standby,
+    e.Sealed,
+    e.StorageUnavailable,
+    e.Internal,
+)

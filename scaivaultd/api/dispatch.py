@@ -16,6 +16,7 @@ from scaivaultd.api import messages as m
 from scaivaultd.api.commands import RequestContext
 from scaivaultd.api.wrong_values import explained
 from scaivaultd.model import errors as e
+from scaivaultd.model.principals import Principal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.api.commands import Binding, Command
+    from scaivaultd.api.gate import Gate
     from scaivaultd.model.ids import IdMaker
 
 BODY_MAX = 256 << 10
@@ -34,10 +36,18 @@ _KEY = re.compile(r"[!-~]{1,255}")
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
-    """One request as a gateway received it."""
+    """One request as a gateway received it. `principal` None: nobody knows who is asking, and it is refused.
+
+    `source` is where it came from, for the audit log; `request_id` the id that it has already, if any. `takes_keys`:
+    private keys may go back the way it came, in plain.
+    """
 
     body: bytes
+    principal: Principal | None
     idempotency_key: str | None = None
+    request_id: str | None = None
+    source: str | None = None
+    takes_keys: bool = False
 
 
 class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,8 +63,9 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
 class Dispatcher:
     """Answers requests for every bound command."""
 
-    def __init__(self, bindings: Sequence[Binding], *, ids: IdMaker, log: FilteringBoundLogger) -> None:
+    def __init__(self, bindings: Sequence[Binding], *, gate: Gate, ids: IdMaker, log: FilteringBoundLogger) -> None:
         self._bindings = {binding.command.name: binding for binding in bindings}
+        self._gate = gate
         self._ids = ids
         self._log = log
 
@@ -66,12 +77,11 @@ class Dispatcher:
     async def answer(self, name: str, incoming: Incoming) -> Outgoing:
         """Handle one request; never raises but for cancellation."""
         binding = self._bindings[name]
-        request_id = self._ids.request()
+        request_id = incoming.request_id or self._ids.request()
         # No `bind`: a read that nothing is said about would pay for it.
         about = {"request_id": request_id, "command": name}
         try:
-            context = RequestContext(request_id=request_id, idempotency_key=_idempotency_key(incoming))
-            reply = await binding.handler(decode(incoming.body, binding.command.request), context)
+            reply = await self._handled(binding, incoming, request_id)
             body = _ENCODER.encode(reply)
         except e.Internal as error:
             self._log.error("request.failed", detail=error.detail, **about)
@@ -84,7 +94,39 @@ class Dispatcher:
             return self._internal(request_id)
         # Reading is what everybody does all day; what changes something is the life of a certificate.
         (self._log.debug if binding.command.method == "GET" else self._log.info)("request.answered", **about)
-        return Outgoing(body=body, status=binding.command.status, request_id=request_id)
+        return Outgoing(body=body, status=getattr(reply, "http_status", binding.command.status), request_id=request_id)
+
+    async def _handled(self, binding: Binding, incoming: Incoming, request_id: str) -> msgspec.Struct:
+        if incoming.principal is None:
+            raise e.Unauthenticated("nobody knows who is asking")
+        key = _idempotency_key(incoming)
+        request = decode(incoming.body, binding.command.request)
+        admission = await self._gate.admit(
+            binding.command,
+            request,
+            principal=incoming.principal,
+            request_id=request_id,
+            source=incoming.source,
+        )
+        context = RequestContext(
+            request_id=request_id,
+            idempotency_key=key,
+            principal=incoming.principal,
+            permits=admission.permits,
+            source=incoming.source,
+            takes_keys=incoming.takes_keys,
+        )
+        try:
+            reply = await binding.handler(request, context)
+        except e.ScaivaultError as error:
+            await admission.settle(error.code)
+            raise
+        except BaseException:
+            # A caller that has gone away leaves a record too: what it asked for may have been done.
+            await admission.settle(e.Internal.code)
+            raise
+        await admission.settle("ok")
+        return reply
 
     def _internal(self, request_id: str) -> Outgoing:
         return _failed(e.Internal("an unexpected error; the log tells more under this request_id"), request_id)

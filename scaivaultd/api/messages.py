@@ -1019,6 +1019,18 @@ class CertificateKey(CertificateById, frozen=True):
     """Which private key of a certificate."""
 
     version: Annotated[int, Meta(ge=1, description="An earlier version; absent: the current one.")] | None = None
+    recipient_key: (
+        Annotated[
+            str,
+            Meta(
+                max_length=100,
+                description="Your X25519 public key (32 bytes, base64 or base64url): the reply then holds `sealed_key` "
+                "instead of the key, which nobody on the way can read. Without it a key is sent over NATS only to your "
+                "own inbox prefix.",
+            ),
+        ]
+        | None
+    ) = None
 
 
 class PemReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -1031,12 +1043,19 @@ class PemReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyReply(msgspec.Struct, frozen=True, kw_only=True):
-    """A certificate's private key. Treat as a secret."""
+    """A certificate's private key, plain or sealed to the `recipient_key`. Treat as a secret.
+
+    `sealed_key` is HPKE in base mode (RFC 9180; X25519 with HKDF-SHA256, HKDF-SHA256, ChaCha20-Poly1305): the
+    encapsulated key and the ciphertext of the PEM, base64. The info is
+    `scaivault/key-delivery/v1|CERTIFICATE_ID|VERSION|PRINCIPAL`.
+    """
 
     id: str
     version: int
     key_type: KeyType
-    private_key_pem: Annotated[str, Meta(description="PKCS #8, PEM, not encrypted.")]
+    private_key_pem: Annotated[str | None, Meta(description="PKCS #8, PEM, not encrypted.")] = None
+    sealed_key: Annotated[str | None, Meta(description="HPKE ciphertext, where `recipient_key` was given.")] = None
+    sealed_for: Annotated[str | None, Meta(description="The info that opens `sealed_key`.")] = None
 
     def __repr__(self) -> str:
         return f"KeyReply(id={self.id!r})"
@@ -1055,9 +1074,9 @@ class ComponentHealth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HealthReply(msgspec.Struct, frozen=True, kw_only=True):
-    """How the daemon is: the worst of its parts."""
+    """How the daemon is: the worst of its parts. `sealed`: its master key is missing or wrong, as `master_key` says."""
 
-    status: Literal["ok", "degraded", "down"]
+    status: Literal["ok", "degraded", "down", "sealed"]
     components: list[ComponentHealth]
 
 

@@ -34,12 +34,15 @@ from scaivaultd.model.names import Identifier, parse_identifiers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from scaivaultd.model.access import AccessRequest, AccountRef, Principal, RoleName
+    from scaivaultd.model.access import AccessRequest, AccountRef, RoleName
+    from scaivaultd.model.principals import Principal
 
 KEY_READ = "key.read"
 """The one action that is allowed by its own name only."""
 
-_VIEWER = frozenset({"account.read", "order.read", "cert.read", "dns_provider.read", "sys.health", "sys.info"})
+_VIEWER = frozenset(
+    {"account.read", "order.read", "cert.read", "dns_provider.read", "event.read", "sys.health", "sys.info"}
+)
 _ISSUER = _VIEWER | {"cert.issue", "cert.renew", "cert.update", "order.cancel", "secret.use"}
 _OPERATOR = _ISSUER | {
     "cert.revoke",
@@ -68,6 +71,9 @@ _ADMIN = _OPERATOR | {
     "audit.read",
     "backup.create",
     "backup.restore",
+    "master_key.read",
+    "master_key.rotate",
+    "master_key.unseal",
 }
 
 ROLES: Mapping[RoleName, Role] = MappingProxyType(

@@ -17,15 +17,17 @@ from nats.micro.service import EndpointConfig, EndpointStats, Service, ServiceCo
 from scaivaultd.api.dispatch import Incoming, Outgoing
 from scaivaultd.api.schema import endpoint_metadata
 from scaivaultd.model.errors import InvalidRequest, RateLimited, Standby
+from scaivaultd.model.principals import Principal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from nats.micro.request import Request
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.api.dispatch import Dispatcher
     from scaivaultd.gateways.nats_bus import NatsBus
+    from scaivaultd.gateways.nats_identity import Ingress, KnownTokens
     from scaivaultd.model.clock import Clock
 
 START_PAUSE_SECONDS = 1.0
@@ -42,7 +44,8 @@ class NatsGateway:
         bus: NatsBus,
         dispatcher: Dispatcher,
         *,
-        root: str,
+        ingress: Sequence[Ingress],
+        tokens: KnownTokens,
         version: str,
         clock: Clock,
         log: FilteringBoundLogger,
@@ -50,7 +53,8 @@ class NatsGateway:
         self._bus = bus
         self._clock = clock
         self._dispatcher = dispatcher
-        self._root = root
+        self._root = ingress[0].root
+        self._tokens = tokens
         self._version = version
         self._log = log
         self._tasks: set[asyncio.Task[None]] = set()
@@ -147,7 +151,12 @@ class NatsGateway:
 
     async def _answer(self, name: str, request: Request, counts: dict[str, int]) -> None:
         headers = request.headers or {}
-        incoming = Incoming(body=request.data, idempotency_key=_header(headers, "idempotency-key"))
+        incoming = Incoming(
+            body=request.data,
+            principal=Principal(kind="nats", id="$G/local"),
+            idempotency_key=_header(headers, "idempotency-key"),
+            takes_keys=True,
+        )
         outgoing = await self._dispatcher.answer(name, incoming)
         counts["answered" if outgoing.error_code is None else "failed"] += 1
         await self._respond(request, outgoing)

@@ -18,7 +18,7 @@ from scaivaultd.gateways.rest_conditions import Conditions, conditions_of, etag_
 from scaivaultd.gateways.rest_documents import Documents
 from scaivaultd.gateways.rest_errors import HttpRefused
 from scaivaultd.gateways.rest_heads import check_body_kind, check_head
-from scaivaultd.gateways.rest_identity import Authenticator, RequestFacts, Source, bearer_token
+from scaivaultd.gateways.rest_identity import Authenticator, Source, bearer_token
 from scaivaultd.gateways.rest_replies import NO_STORE, REVALIDATE, Reply, failed
 from scaivaultd.gateways.rest_routes import Resource, Routes, Target, read_target
 from scaivaultd.model import errors as e
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from scaivaultd.api.commands import Command
     from scaivaultd.api.dispatch import Dispatcher
     from scaivaultd.api.messages import HealthReply
+    from scaivaultd.model.principals import Principal
 
 # What is asked for in vain so soon after a 202 only costs.
 _POLL_SECONDS = "2"
@@ -105,8 +106,8 @@ class Answers:
         resource, command = _row(resource, request.method)
         body = await self._body(request)
         document = self._documents[command.name].document(resource.members(command), target.query, body)
-        self._log.debug("rest.request", request_id=asked.request_id, command=command.name, principal=principal)
-        return await self._decided(asked, target, resource, command, document)
+        self._log.debug("rest.request", request_id=asked.request_id, command=command.name, principal=str(principal))
+        return await self._decided(asked, target, resource, command, document, principal)
 
     async def _probed(self, path: str, asked: Asked) -> Reply:
         if asked.request.method not in ("GET", "HEAD"):
@@ -123,12 +124,17 @@ class Answers:
         # Strangers learn no more than that; `sys.health` has the parts.
         return Reply(status=503 if status == "down" else 200, body=msgspec.json.encode({"status": status}))
 
-    async def _identified(self, target: Target, asked: Asked) -> str:
-        method, fields = asked.request.method, asked.request.headers.getall("Authorization", [])
-        facts = RequestFacts(method=method, path=target.path, source=asked.source, token=bearer_token(fields))
+    async def _identified(self, target: Target, asked: Asked) -> Principal:
+        fields = asked.request.headers.getall("Authorization", [])
+        peer = asked.source.peer
         try:
             async with asyncio.timeout(self._limits.handler_seconds):
-                principal = await self._authenticator.identify(facts)
+                principal = await self._authenticator.identify(
+                    token=bearer_token(fields),
+                    address=asked.source.address,
+                    uid=peer.uid if peer else None,
+                    gids=(peer.gid,) if peer else (),
+                )
         except TimeoutError as error:
             raise e.Timeout("it could not be told in time who is asking") from error
         if principal is None:
@@ -150,9 +156,21 @@ class Answers:
         return body
 
     async def _decided(
-        self, asked: Asked, target: Target, resource: Resource, command: Command[Any, Any], document: bytes
+        self,
+        asked: Asked,
+        target: Target,
+        resource: Resource,
+        command: Command[Any, Any],
+        document: bytes,
+        principal: Principal,
     ) -> Reply:
-        incoming = Incoming(body=document, idempotency_key=asked.request.headers.get("Idempotency-Key"))
+        incoming = Incoming(
+            body=document,
+            principal=principal,
+            idempotency_key=asked.request.headers.get("Idempotency-Key"),
+            source=str(asked.source),
+            takes_keys=True,
+        )
         conditions = _conditions(asked.request)
         seconds = self._limits.handler_seconds + _asked_to_wait(document, command)
         try:
@@ -162,7 +180,7 @@ class Answers:
                 else:
                     # Between the look and the change nobody else who set a condition may change it.
                     async with self._locks.setdefault(target.path, asyncio.Lock()):
-                        untold = await self._require(conditions, resource)
+                        untold = await self._require(conditions, resource, incoming)
                         outgoing = untold or await self._dispatcher.answer(command.name, incoming)
         except TimeoutError as error:
             raise e.Timeout(f"the answer took longer than {seconds:g} s; what was set going goes on") from error
@@ -173,7 +191,7 @@ class Answers:
             return failed(outgoing, request_id)
         return msgspec.structs.replace(self._succeeded(command, outgoing, conditions), request_id=request_id)
 
-    async def _require(self, conditions: Conditions, resource: Resource) -> Outgoing | None:
+    async def _require(self, conditions: Conditions, resource: Resource, wanted: Incoming) -> Outgoing | None:
         """Look whether what GET shows now is what the caller assumes; what is returned says why that cannot be told.
 
         Raises:
@@ -182,7 +200,8 @@ class Answers:
         etag = None
         if (getter := resource.command("GET")) is not None:
             document = msgspec.json.encode(resource.members(getter))
-            shown = await self._dispatcher.answer(getter.name, Incoming(body=document))
+            look = Incoming(body=document, principal=wanted.principal, source=wanted.source)
+            shown = await self._dispatcher.answer(getter.name, look)
             if shown.error_code not in (None, e.NotFound.code):
                 return shown
             etag = etag_of(shown.body) if shown.error_code is None else None

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
+from scaivaultd.model.principals import Principal
 from scaivaultd.plugin.secrets import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9\-._~+/]+=*)")
 _UCRED = struct.Struct("3i")
@@ -39,20 +40,13 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
         return self.address or (f"uid {self.peer.uid}" if self.peer else "nobody")
 
 
-class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is known before a request is decoded. `token` is what stands behind `Bearer`; it never prints."""
-
-    method: str
-    path: str
-    source: Source
-    token: Secret | None
-
-
 class Authenticator(Protocol):
     """Judges who is asking."""
 
-    async def identify(self, facts: RequestFacts) -> str | None:
-        """The principal in its normal form (`token:<id>`, `unix:<uid>`); None: unknown, and refused.
+    async def identify(
+        self, *, token: Secret | None, address: str | None, uid: int | None, gids: Collection[int]
+    ) -> Principal | None:
+        """The principal; None: unknown, and refused. `uid` and `gids` are those behind a UNIX socket.
 
         Raises:
             RateLimited: this source has failed too often.
@@ -66,10 +60,11 @@ class OwnUserOnly:
     def __init__(self, uid: int) -> None:
         self._uid = uid
 
-    async def identify(self, facts: RequestFacts) -> str | None:
+    async def identify(
+        self, *, token: Secret | None, address: str | None, uid: int | None, gids: Collection[int]
+    ) -> Principal | None:
         """`unix:<uid>` for the daemon's own uid."""
-        peer = facts.source.peer
-        return f"unix:{peer.uid}" if peer is not None and peer.uid == self._uid else None
+        return Principal(kind="unix", id=str(uid)) if uid == self._uid else None
 
 
 def peer_credentials(connected: socket.socket) -> PeerCredentials:

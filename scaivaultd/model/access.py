@@ -16,75 +16,17 @@ from msgspec import Meta
 
 from scaivaultd.model.errors import InvalidRequest
 from scaivaultd.model.names import Identifier, parse_identifiers
+from scaivaultd.model.principals import Principal
 from scaivaultd.model.resources import ChallengeType, KeyType
 
-PrincipalKind = Literal["token", "nats", "nkey", "mtls", "unix", "system"]
 RoleName = Literal["viewer", "issuer", "operator", "admin"]
 
 ANY_TENANT = "*"
 """What a policy for every tenant says in place of one."""
 
-_PRINCIPAL_ID = {
-    "token": r"[0-9A-Za-z]{8}",
-    "nats": r"[!-)+-.0-~]{1,128}/[!-)+-.0-~]{1,128}",
-    "nkey": r"U[A-Z2-7]{55}",
-    "mtls": r"[!-)+-~]{1,1000}",
-    "unix": r"0|[1-9][0-9]{0,9}",
-    "system": "",
-}
-# Never of the form of a token's id, which begins with a capital letter: nobody can name a token after another one.
-_TOKEN_NAME = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 _PRINCIPAL_PATTERN = re.compile(
     r"(?:token|nats|nkey|mtls|unix):\*|(?:token|nats|mtls):[!-)+-~]{1,1000}\*?|nkey:U[A-Z2-7]{55}|unix:[0-9]{1,10}|system"
 )
-
-
-class Principal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Who asks, as a gateway has found out; `str` gives its normal form: `token:Ab3dEf9h`, `unix:33`, `system`.
-
-    `name` is a token's name: policies speak of tokens by it. `tenant` confines to one tenant; None leaves that to the
-    policies. `policies` apply beside those that name the principal; `scopes` are the most it may do, empty for no such
-    bound.
-    """
-
-    kind: PrincipalKind
-    id: str = ""
-    name: str | None = None
-    tenant: str | None = None
-    policies: tuple[str, ...] = ()
-    scopes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuse what is no normal form: it would be compared with patterns.
-
-        Raises:
-            ValueError: the id has not the form of its kind.
-        """
-        # A path such as spiffe://x/web/../admin begins like one below /web/ and is another one.
-        has_dot_segment = self.kind == "mtls" and re.search(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", self.id, re.IGNORECASE)
-        if has_dot_segment or not re.fullmatch(_PRINCIPAL_ID[self.kind], self.id):
-            raise ValueError(f"{self.id[:80]!r} is no id of a principal of kind {self.kind}")
-        if self.name is not None and (self.kind != "token" or not _TOKEN_NAME.fullmatch(self.name)):
-            raise ValueError("only tokens have a name: lower case letters, digits, '.', '_', '-', a letter first")
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.id}" if self.id else self.kind
-
-
-def principal_from(text: str) -> Principal:
-    """Read a normal form.
-
-    Raises:
-        ValueError: it is none.
-    """
-    kind, _, name = text.partition(":")
-    try:
-        principal = msgspec.convert({"kind": kind, "id": name}, Principal)
-    except msgspec.ValidationError:
-        principal = None
-    if principal is None or str(principal) != text:
-        raise ValueError(f"{text[:80]!r} is no principal: token:ID, nats:ACCOUNT/USER, nkey:U..., mtls:..., unix:UID")
-    return principal
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -164,6 +106,12 @@ class PolicyRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
         None
     )
     key_types: Annotated[tuple[KeyType, ...] | None, Meta(description="Key types; all where absent.")] = None
+    secrets: Annotated[
+        tuple[str, ...] | None,
+        Meta(
+            description="How secret references may begin (`infra/aws/`, `cred:dns_`), for `secret.*`; all where absent."
+        ),
+    ] = None
     max_names: Annotated[int, Meta(ge=1, description="Most names in one certificate.")] | None = None
     quota: Annotated[Quota | None, Meta(description="How much each principal may have by this rule.")] = None
 
@@ -254,6 +202,21 @@ def network_pattern(text: str) -> str:
     return network.compressed
 
 
+class StoredPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """A policy that was written by request."""
+
+    policy: Policy
+    created_at: datetime
+    updated_at: datetime
+
+
+class TokenName(msgspec.Struct, frozen=True, kw_only=True):
+    """Which token has a name; a name is never given again, since policies speak of tokens by it."""
+
+    name: str
+    token_id: str
+
+
 class AccountRef(msgspec.Struct, frozen=True):
     """An ACME account as policies see it; `id` is None while it is only asked for."""
 
@@ -273,8 +236,9 @@ class CertificateTerms(msgspec.Struct, frozen=True, kw_only=True):
 class AccessRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What somebody wants to do, in whose tenant.
 
-    `certificate` is what it is about, `account` the ACME account. Both None: about none, or about many that will be
-    judged one by one. A change of a certificate's names is two requests: as it is, and as it will be.
+    `certificate` is what it is about, `account` the ACME account, `secret` the reference or path of a secret. All None:
+    about none, or about many that will be judged one by one. A change of a certificate's names is two requests: as it
+    is, and as it will be.
     """
 
     principal: Principal
@@ -282,6 +246,7 @@ class AccessRequest(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     certificate: CertificateTerms | None = None
     account: AccountRef | None = None
+    secret: str | None = None
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

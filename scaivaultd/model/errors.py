@@ -216,6 +216,54 @@ class StorageUnavailable(ScaivaultError):
     )
 
 
+class Unauthenticated(ScaivaultError):
+    """Nobody knows who is asking."""
+
+    code: ClassVar[str] = "unauthenticated"
+    status: ClassVar[int] = 401
+    title: ClassVar[str] = "Who is asking is not known"
+    remedy: ClassVar[str] = (
+        "Over HTTP send `Authorization: Bearer scvt_...`; on NATS log in as docs/how-to/give-access.md says. A token "
+        "may be mistyped, expired, revoked, or bound to other networks; the daemon's log tells which."
+    )
+
+
+class PermissionDenied(AtFields):
+    """Whoever asks may not do that; `fields` point at the members that are in the way."""
+
+    code: ClassVar[str] = "permission_denied"
+    status: ClassVar[int] = 403
+    title: ClassVar[str] = "Not allowed"
+    remedy: ClassVar[str] = (
+        "`scaivaultctl auth can-i` (`auth.can_i`) shows which rule is missing or denies it. Whoever may write policies "
+        "can allow it; reading private keys (`key.read`) is allowed by no role."
+    )
+
+
+class PreconditionFailed(ScaivaultError):
+    """The resource is not in the state that the caller's condition names."""
+
+    code: ClassVar[str] = "precondition_failed"
+    status: ClassVar[int] = 412
+    title: ClassVar[str] = "The resource is in another state"
+    remedy: ClassVar[str] = (
+        "Get the resource again, look at what has changed, and repeat the request with its new ETag."
+    )
+
+
+class Sealed(ScaivaultError):
+    """The store's master key is not there, or is another one: nothing that is sealed can be used."""
+
+    code: ClassVar[str] = "sealed"
+    status: ClassVar[int] = 503
+    title: ClassVar[str] = "The daemon is sealed"
+    retryable: ClassVar[bool] = True
+    remedy: ClassVar[str] = (
+        "`scaivaultctl keys status` says which key is wanted. Put it back where `[secrets] master_key` says and send "
+        "SIGHUP, or, for a passphrase, run `scaivaultctl unseal` on the daemon's host."
+    )
+
+
 class SecretNotFound(AtFields):
     """A referenced secret is missing or unusable; only its reference is named."""
 
@@ -414,8 +462,12 @@ WIRE_ERRORS: tuple[type[ScaivaultError], ...] = (
     AccountUnusable,
     Cancelled,
     PreflightFailed,
+    Unauthenticated,
+    PermissionDenied,
+    PreconditionFailed,
     RateLimited,
     Standby,
+    Sealed,
     StorageUnavailable,
     SecretNotFound,
     DnsError,

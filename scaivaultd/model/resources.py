@@ -24,6 +24,7 @@ from scaivaultd.model.ids import (
     RevocationId,
 )
 from scaivaultd.model.names import Identifier
+from scaivaultd.model.principals import Principal
 
 Provider = Literal["letsencrypt", "zerossl", "buypass", "google", "custom"]
 Environment = Literal["production", "staging"]
@@ -223,7 +224,8 @@ class Order(Terms, frozen=True, kw_only=True, omit_defaults=True):
     `renews`: it makes version `renews_version` + 1 of that certificate; `certificate_id` is what it brought at last.
     `replaces` is the ARI certificate id that was sent, `profile_sent` the profile. `poll_after`: the CA does not want
     to be asked about it before. `has_open_authorizations`: it has
-    ended, and the CA is still to be told so.
+    ended, and the CA is still to be told so. `requested_by` is whoever asked for the certificate; None: nobody was
+    asked who they were then.
     """
 
     id: OrderId
@@ -232,6 +234,7 @@ class Order(Terms, frozen=True, kw_only=True, omit_defaults=True):
     created_at: datetime
     give_up_at: datetime
     cause: OrderCause = "issue"
+    requested_by: Principal | None = None
     renews: CertificateId | None = None
     renews_version: int | None = None
     renew_before_seconds: float | None = None
@@ -303,7 +306,8 @@ class Issued(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Certificate(Issued, frozen=True, kw_only=True, omit_defaults=True):
     """A managed certificate at its current version: chain in the open, private key sealed elsewhere.
 
-    `terms` are for its next order and may differ from what the current version is; use `terms_of`.
+    `terms` are for its next order and may differ from what the current version is; use `terms_of`. `requested_by` is
+    its owner, in whose name it is renewed: whoever asked for it, or changed its names last; None: nobody was asked.
     """
 
     id: CertificateId
@@ -312,6 +316,7 @@ class Certificate(Issued, frozen=True, kw_only=True, omit_defaults=True):
     created_at: datetime
     renew_before_seconds: float | None = None
     terms: Terms | None = None
+    requested_by: Principal | None = None
 
 
 class CertificateVersion(Issued, frozen=True, kw_only=True, omit_defaults=True):
@@ -414,6 +419,7 @@ class BulkRenewal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     finished_at: datetime | None = None
     renewed: int | None = None
     failed: int | None = None
+    requested_by: Principal | None = None
 
 
 class RevocationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
+from scaivaultd.model.access import StoredPolicy, Token, TokenName
 from scaivaultd.model.errors import Internal
 from scaivaultd.model.names import name_set_key
 from scaivaultd.model.resources import (
@@ -210,6 +211,9 @@ TXT_RECORDS: Shelf[TxtRecord] = Shelf(
     lambda each: {"provider": each.provider_id, **{f"user:{digest(user)}": "yes" for user in each.users}},
 )
 SECRETS: Shelf[StoredSecret] = Shelf("secret", StoredSecret, lambda each: digest(each.path), lambda _: {})
+POLICIES: Shelf[StoredPolicy] = Shelf("policy", StoredPolicy, lambda each: each.policy.name, lambda _: {})
+TOKENS: Shelf[Token] = Shelf("token", Token, lambda each: each.id, lambda _: {})
+TOKEN_NAMES: Shelf[TokenName] = Shelf("token_name", TokenName, lambda each: digest(each.name), lambda _: {})
 IDEMPOTENCY: Shelf[IdempotentResult] = Shelf("idempotency", IdempotentResult, lambda _: "", lambda _: {})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+    from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
@@ -318,4 +318,24 @@ class NameServers(Protocol):
 
     async def bogus(self, zone: str) -> str | None:
         """Why a validating resolver refuses `zone` (DNSSEC), or None when none of ours does."""
+        ...
+
+
+class AuditFile(Protocol):
+    """The files of the audit log: lines, appended and read; each call may block and runs in a thread."""
+
+    def append(self, lines: Sequence[bytes], *, durably: bool) -> None:
+        """Write lines behind the last one; all of them, or the next call repairs what is half written.
+
+        Raises:
+            OSError: they are not, or not safely, on the disk.
+        """
+        ...
+
+    def read(self) -> Iterator[bytes]:
+        """Every line, oldest first, over all files."""
+        ...
+
+    def read_back(self) -> Iterator[bytes]:
+        """Every line, newest first."""
         ...

@@ -27,6 +27,10 @@ class System:
 
     async def health(self, request: m.Nothing, context: RequestContext) -> m.HealthReply:
         """Handle `sys.health`: the worst part tells."""
+        return await self.report()
+
+    async def report(self) -> m.HealthReply:
+        """How every part is."""
         components = [await probe() for probe in self._probes]
         worst = max(components, key=lambda each: _RANK[each.status])
         return m.HealthReply(status=worst.status, components=components)

@@ -16,9 +16,11 @@ from structlog.testing import LogCapture
 from scaivaultd.api import commands
 from scaivaultd.api import messages as m
 from scaivaultd.api.dispatch import BODY_MAX, Dispatcher, Incoming, decode, problem
+from scaivaultd.api.gate import OpenGate
 from scaivaultd.model import errors as e
 from scaivaultd.model.clock import SystemClock, SystemRandomness
 from scaivaultd.model.ids import IdMaker
+from scaivaultd.model.principals import SYSTEM
 
 if TYPE_CHECKING:
     from scaivaultd.api.commands import RequestContext
@@ -169,7 +171,7 @@ def dispatcher(handler: Any, command: Any = commands.GET_ORDER) -> tuple[Dispatc
         None, processors=[capture], wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG)
     )
     ids = IdMaker(SystemClock(), SystemRandomness())
-    return Dispatcher([command.bind(handler)], ids=ids, log=log), capture
+    return Dispatcher([command.bind(handler)], gate=OpenGate(), ids=ids, log=log), capture
 
 
 BODY = b'{"order_id":"acme_order_1"}'
@@ -183,7 +185,9 @@ class TestAnswering:
             return m.Nothing()
 
         answering, _ = dispatcher(handler, commands.CREATE_ACCOUNT)
-        outgoing = await answering.answer("pki.acme.accounts.create", Incoming(body=msgspec.json.encode(ACCOUNT)))
+        outgoing = await answering.answer(
+            "pki.acme.accounts.create", Incoming(principal=SYSTEM, body=msgspec.json.encode(ACCOUNT))
+        )
         assert (outgoing.status, outgoing.body, outgoing.error_code) == (201, b"{}", None)
         assert outgoing.request_id.startswith("req_")
 
@@ -194,7 +198,7 @@ class TestAnswering:
             raise RuntimeError("hunter2")
 
         answering, capture = dispatcher(handler)
-        outgoing = await answering.answer("pki.acme.orders.get", Incoming(body=BODY))
+        outgoing = await answering.answer("pki.acme.orders.get", Incoming(principal=SYSTEM, body=BODY))
         assert b"hunter2" not in outgoing.body
         document = json.loads(outgoing.body)
         assert (document["code"], document["status"]) == ("internal", 500)
@@ -210,7 +214,7 @@ class TestAnswering:
             raise e.Internal("private_key at key/key_1 is sealed under master key 0badc0de")
 
         answering, capture = dispatcher(handler)
-        outgoing = await answering.answer("pki.acme.orders.get", Incoming(body=BODY))
+        outgoing = await answering.answer("pki.acme.orders.get", Incoming(principal=SYSTEM, body=BODY))
         assert b"0badc0de" not in outgoing.body
         assert "0badc0de" in repr(capture.entries)
 
@@ -221,7 +225,7 @@ class TestAnswering:
             return object()
 
         answering, _ = dispatcher(handler)
-        outgoing = await answering.answer("pki.acme.orders.get", Incoming(body=BODY))
+        outgoing = await answering.answer("pki.acme.orders.get", Incoming(principal=SYSTEM, body=BODY))
         assert outgoing.error_code == "internal"
 
     async def test_cancellation_is_not_swallowed(self) -> None:
@@ -232,7 +236,7 @@ class TestAnswering:
 
         answering, _ = dispatcher(handler)
         with pytest.raises(asyncio.CancelledError):
-            await answering.answer("pki.acme.orders.get", Incoming(body=BODY))
+            await answering.answer("pki.acme.orders.get", Incoming(principal=SYSTEM, body=BODY))
 
     async def test_a_bad_request_does_not_reach_the_handler(self) -> None:
         """Handlers get what the table promises."""
@@ -242,7 +246,7 @@ class TestAnswering:
             called.append(request)
 
         answering, _ = dispatcher(handler)
-        outgoing = await answering.answer("pki.acme.orders.get", Incoming(body=b"{}"))
+        outgoing = await answering.answer("pki.acme.orders.get", Incoming(principal=SYSTEM, body=b"{}"))
         assert (outgoing.status, outgoing.error_code, called) == (400, "invalid_request", [])
         assert outgoing.error_title == e.InvalidRequest.title
 
@@ -256,7 +260,7 @@ class TestAnswering:
             return m.Nothing()
 
         answering, _ = dispatcher(handler)
-        await answering.answer("pki.acme.orders.get", Incoming(body=BODY, idempotency_key=key))
+        await answering.answer("pki.acme.orders.get", Incoming(principal=SYSTEM, body=BODY, idempotency_key=key))
         assert seen == [key]
 
     @pytest.mark.parametrize("key", ["", "x" * 256, "a b", "a\n", "\u00e4", "\x7f"])
@@ -267,7 +271,9 @@ class TestAnswering:
             raise AssertionError("not to be called")
 
         answering, _ = dispatcher(handler)
-        outgoing = await answering.answer("pki.acme.orders.get", Incoming(body=BODY, idempotency_key=key))
+        outgoing = await answering.answer(
+            "pki.acme.orders.get", Incoming(principal=SYSTEM, body=BODY, idempotency_key=key)
+        )
         assert outgoing.error_code == "invalid_request"
 
     def test_a_refusal_without_a_look_has_a_request_id_too(self) -> None:

@@ -18,17 +18,18 @@ from structlog.testing import LogCapture
 from scaivaultd.api import messages as m
 from scaivaultd.api.commands import COMMANDS
 from scaivaultd.api.dispatch import Dispatcher
+from scaivaultd.api.gate import OpenGate
 from scaivaultd.gateways.rest import RestGateway, RestLimits, RestPlaces
 from scaivaultd.gateways.rest_tls import TlsFiles
 from scaivaultd.model.clock import SystemClock, SystemRandomness
 from scaivaultd.model.ids import IdMaker
+from scaivaultd.model.principals import Principal
 from tests.fakes.tcp import PATIENCE_SECONDS, connected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from scaivaultd.api.commands import Command, RequestContext
-    from scaivaultd.gateways.rest_identity import RequestFacts
     from scaivaultd.gateways.rest_sockets import UnixSocket
 
 TOKEN = "scvt_canary_0123456789"
@@ -46,16 +47,19 @@ class TokenHolders:
     """Knows one token, and remembers what it was told of each request."""
 
     def __init__(self) -> None:
-        self.facts: list[RequestFacts] = []
+        self.facts: list[dict[str, Any]] = []
         self.error: Exception | None = None
 
-    async def identify(self, facts: RequestFacts) -> str | None:
-        self.facts.append(facts)
+    async def identify(
+        self, *, token: Secret | None, address: str | None, uid: int | None, gids: Collection[int]
+    ) -> Principal | None:
+        self.facts.append({"token": token, "address": address, "uid": uid, "gids": gids})
         if self.error is not None:
             raise self.error
-        if facts.source.peer is not None:
-            return f"unix:{facts.source.peer.uid}"
-        return "token:canary" if facts.token is not None and facts.token.reveal() == TOKEN else None
+        if uid is not None:
+            return Principal(kind="unix", id=str(uid))
+        is_known = token is not None and token.reveal() == TOKEN
+        return Principal(kind="token", id="Canary12", name="canary") if is_known else None
 
 
 class Served:
@@ -76,7 +80,9 @@ class Served:
         return f"http://127.0.0.1:{self.address[1]}"
 
     def dispatcher(self) -> Dispatcher:
-        return Dispatcher([each.bind(self._handler(each)) for each in COMMANDS], ids=self.ids, log=self.log)
+        return Dispatcher(
+            [each.bind(self._handler(each)) for each in COMMANDS], gate=OpenGate(), ids=self.ids, log=self.log
+        )
 
     @property
     def ids(self) -> IdMaker:

@@ -17,7 +17,7 @@ from scaivaultd.api.commands import COMMANDS, Command
 from scaivaultd.api.dispatch import BODY_MAX
 from scaivaultd.gateways.rest import RestGateway, RestLimits, RestPlaces
 from scaivaultd.gateways.rest_answers import RequestLimits
-from scaivaultd.gateways.rest_identity import OwnUserOnly, PeerCredentials, RequestFacts, Source
+from scaivaultd.gateways.rest_identity import OwnUserOnly
 from scaivaultd.gateways.rest_sockets import UnixSocket
 from scaivaultd.model import errors as e
 from scaivaultd.model.clock import SystemClock
@@ -399,9 +399,8 @@ class TestIdentity:
     @pytest.mark.parametrize(("uid", "principal"), [(7, "unix:7"), (8, None)])
     async def test_without_a_judge_the_own_user_only_is_served(self, uid: int, principal: str | None) -> None:
         """Whoever is that user can read the store anyway."""
-        source = Source(listener="unix", peer=PeerCredentials(1, uid, uid))
-        facts = RequestFacts(method="GET", path="/", source=source, token=None)
-        assert await OwnUserOnly(7).identify(facts) == principal
+        known = await OwnUserOnly(7).identify(token=None, address=None, uid=uid, gids=())
+        assert principal == (known and str(known))
 
 
 class TestProbes:

@@ -13,14 +13,13 @@ from scaivaultd.model.access import (
     AuditEntry,
     Policy,
     PolicyRule,
-    Principal,
     Token,
     domain_pattern,
     network_pattern,
-    principal_from,
     principal_of,
     principal_pattern,
 )
+from scaivaultd.model.principals import Principal, principal_from
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 NKEY = "U" + "A2" * 27 + "B"
