@@ -12,16 +12,15 @@ from publicsuffixlist import PublicSuffixList
 
 from scaivaultd.api import access_messages as am
 from scaivaultd.api import commands
-from scaivaultd.api.policies import policies_from_toml
 from scaivaultd.gateways.nats_identity import Ingress
 from scaivaultd.gateways.rest_sockets import UnixSocket
-from scaivaultd.model.errors import InvalidRequest, StartupError
 from scaivaultd.services.access_answers import AccessAnswers
 from scaivaultd.services.auditing import Auditing
 from scaivaultd.services.gatekeeping import Gatekeeper
 from scaivaultd.services.identifying import Identifying
 from scaivaultd.services.policies import Policies
 from scaivaultd.services.tokens import Tokens
+from scaivaultd.settings_policies import policies_in
 from scaivaultd.store.audit_file import AuditFiles
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.api.commands import Binding
-    from scaivaultd.model.access import Policy
     from scaivaultd.model.clock import Clock, Randomness
     from scaivaultd.services.ports import Store
     from scaivaultd.settings import NatsSettings, Settings
@@ -119,29 +117,6 @@ async def open_access(
         gate=Gatekeeper(store=store, policies=policies, auditing=auditing, clock=clock, log=log),
         answers=AccessAnswers(store=store, policies=policies, tokens=tokens, nats_login=login),
     )
-
-
-def policies_in(files: Sequence[Path]) -> Sequence[Policy]:
-    """The policies of the administrator's files. Blocks.
-
-    Raises:
-        StartupError: a file cannot be read, or holds a mistake.
-    """
-    suffixes = PublicSuffixList()
-    found: dict[str, Policy] = {}
-    for path in files:
-        try:
-            policies = policies_from_toml(path.read_text(), suffixes)
-        except (OSError, UnicodeDecodeError) as error:
-            raise StartupError(f"access.policy_files: {path} cannot be read: {error}") from error
-        except InvalidRequest as error:
-            mistakes = "\n".join(f"{path}: {each.pointer}: {each.detail}" for each in error.fields)
-            raise StartupError(mistakes or f"{path}: {error.detail}") from error
-        for policy in policies:
-            if policy.name in found:
-                raise StartupError(f"access.policy_files: {path}: there is a policy {policy.name!r} already")
-            found[policy.name] = policy
-    return list(found.values())
 
 
 def ingress_of(nats: NatsSettings) -> Sequence[Ingress]:

@@ -6,23 +6,42 @@ import difflib
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from scaivaultd import __version__
-from scaivaultd.model.errors import WIRE_ERRORS
-
-if TYPE_CHECKING:
-    pass
-
-EX_USAGE = 2
+from scaivaultd import __version__, ctl_access, ctl_daemon, ctl_keys
+from scaivaultd.ctl_session import EX_USAGE
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="scaivaultctl")
 def main() -> None:
-    """Look after scaivaultd."""
+    """Look after scaivaultd: over its UNIX socket on this host, or over https with an API token."""
+
+
+for _verb in (
+    ctl_daemon.status,
+    ctl_daemon.secret,
+    ctl_daemon.call,
+    ctl_access.token,
+    ctl_access.policy,
+    ctl_access.auth,
+    ctl_access.audit,
+    ctl_keys.keys,
+    ctl_keys.unseal,
+):
+    main.add_command(_verb)
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for a SHELL; source it, or put it where the shell looks."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "scaivaultctl", "_SCAIVAULTCTL_COMPLETE").source())
 
 
 @main.command()
@@ -30,6 +49,8 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def explain(code: str | None, as_json: bool) -> None:
     """Explain an error CODE; without one, list them all."""
+    from scaivaultd.model.errors import WIRE_ERRORS
+
     known = {error.code: error for error in WIRE_ERRORS}
     if code is None:
         rows = [{"code": name, "status": error.status, "title": error.title} for name, error in known.items()]

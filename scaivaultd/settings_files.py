@@ -11,11 +11,13 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scaivaultd.model.errors import StartupError
 from scaivaultd.settings import Mistake
 from scaivaultd.settings_locator import Key, dotted, line_of, lines_of
+from scaivaultd.settings_policies import policies_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from scaivaultd.settings import Settings
 
@@ -49,8 +51,24 @@ def _complaints(settings: Settings) -> Iterator[tuple[Key, str]]:
         yield from _certificates(("nats", "tls_ca_file"), nats.tls_ca_file)
     if nats.credentials_file is not None:
         yield from _readable(("nats", "credentials_file"), nats.credentials_file)
+    if nats.callout_seed_file is not None:
+        yield from _readable(("nats", "callout_seed_file"), nats.callout_seed_file)
+    yield from _policies(settings.access.policy_files)
     if nats.server_path is not None:
         yield from _executable(("nats", "server_path"), nats.server_path)
+
+
+def _policies(files: Sequence[Path]) -> Iterator[tuple[Key, str]]:
+    sound: list[Path] = []
+    for place, path in enumerate(files):
+        try:
+            policies_in([path])
+            policies_in([*sound, path])  # names are unique among all of them
+        except StartupError as error:
+            for line in str(error).splitlines():
+                yield ("access", "policy_files", place), line
+        else:
+            sound.append(path)
 
 
 def _certificates(key: Key, path: Path) -> Iterator[tuple[Key, str]]:

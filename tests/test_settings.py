@@ -418,7 +418,7 @@ def test_the_examples_in_the_annotated_file_are_valid(write: Callable[[str], Pat
     text = _uncommented(ANNOTATED.read_text()).replace("# e.g. ", "")
     settings = load(write(text.replace('fallback = "404"', 'fallback = "proxy"')))  # `upstream` goes with it only
     unset = [option.name for option in _leaves() if option.default is None]
-    sections = (settings.nats, settings.http01, settings.tlsalpn01, settings.secrets)
+    sections = (settings.nats, settings.rest, settings.http01, settings.tlsalpn01, settings.secrets)
     found = {name: value for each in sections for name, value in msgspec.structs.asdict(each).items()}
     assert unset
     assert all(found[name] is not None for name in unset)
@@ -474,3 +474,71 @@ def test_reading_the_configuration_imports_little() -> None:
     script = f"import sys, scaivaultd.settings; print(*({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout.strip() == ""
+
+
+SERVERS = 'state_dir = "/s"\n[nats]\nservers = ["nats://a:4222"]\n'
+
+
+@pytest.mark.parametrize(
+    ("ingress", "mistake"),
+    [
+        ([("a", "trusted"), ("a", "subject_token")], "'a' and 'a' overlap: a request would be taken twice"),
+        ([("a", "trusted"), ("a.b", "subject_token")], "'a.b' and 'a' overlap: a request would be taken twice"),
+        ([("scaivault.events.x", "trusted")], "'scaivault.events.x' and events_root 'scaivault.events' overlap"),
+        (
+            [("a", "auth_callout")],
+            "auth_callout at servers that are not our own needs callout_seed_file, the key that signs logins",
+        ),
+    ],
+)
+def test_roots_at_which_nobody_could_tell_who_asks_are_mistakes(
+    write: Callable[[str], Path], ingress: list[tuple[str, str]], mistake: str
+) -> None:
+    """One mode for each subject root: with two, the weaker one would hold."""
+    tables = "".join(f'[[nats.ingress]]\nroot = "{root}"\nidentity = "{mode}"\n' for root, mode in ingress)
+    with pytest.raises(SettingsError) as caught:
+        load(write(SERVERS + tables))
+    assert [each.message for each in caught.value.mistakes] == [mistake]
+
+
+def test_one_root_for_each_way_to_know_the_sender_is_fine(write: Callable[[str], Path]) -> None:
+    """Many buses serve several kinds of callers."""
+    tables = "".join(
+        f'[[nats.ingress]]\nroot = "{root}"\nidentity = "{mode}"\n'
+        for root, mode in (("a", "trusted"), ("b", "account_import"))
+    )
+    assert [each.identity for each in load(write(SERVERS + tables)).nats.ingress] == ["trusted", "account_import"]
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ('listen = ["127.0.0.1:8420"]', "127.0.0.1:8420"),
+        ('listen = ["/run/x/api.sock"]', "/run/x/api.sock"),
+        ('listen = ["unix:/run/x/api.sock"]', "/run/x/api.sock"),
+        ('origins = ["https://App.example.org:443"]', "https://app.example.org"),
+        ('origins = ["http://localhost:3000"]', "http://localhost:3000"),
+    ],
+)
+def test_rest_places_and_origins_come_in_one_spelling(write: Callable[[str], Path], given: str, read: str) -> None:
+    """Browsers send origins in that spelling, and it is compared."""
+    rest = load(write(f'state_dir = "/s"\n[rest]\n{given}\n')).rest
+    assert [*rest.listen, *rest.origins] == [read]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        'listen = ["/run/../api.sock"]',
+        'listen = ["api.sock"]',
+        'listen = ["localhost"]',
+        'origins = ["*"]',
+        'origins = ["https://app.example.org/"]',
+        'origins = ["ftp://app.example.org"]',
+        'origins = ["https://user@app.example.org"]',
+    ],
+)
+def test_what_is_no_place_or_origin_is_a_mistake(write: Callable[[str], Path], given: str) -> None:
+    """A pattern among the origins would look as if it did something."""
+    with pytest.raises(SettingsError):
+        load(write(f'state_dir = "/s"\n[rest]\n{given}\n'))

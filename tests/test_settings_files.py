@@ -101,3 +101,22 @@ def test_files_are_checked_without_the_configuration_too(write: Callable[[str], 
     message = "nats.server_path: /nowhere/nats-server does not exist"
     assert [str(each) for each in check_files(settings)] == [message]
     assert [str(each) for each in check_files(settings, path)] == [f"{path}: {message}"]
+
+
+class TestPolicies:
+    def test_every_mistake_of_every_file_is_told(self, write: Callable[[str], Path], tmp_path: Path) -> None:
+        """A policy that silently does not hold allows what it should deny."""
+        texts = {
+            "good": '[[policy]]\nname = "web"\n',
+            "twice": '[[policy]]\nname = "web"\n',
+            "bad": '[[policy]]\nname = "ci"\nprincpals = []\n[[policy.rule]]\nactions = ["cert.isue"]\n',
+        }
+        for name, text in texts.items():
+            (tmp_path / name).write_text(text)
+        listed = ", ".join(f'"{tmp_path / name}"' for name in ("good", "twice", "bad", "none"))
+        config = write(f"{STATE_DIR}[access]\npolicy_files = [{listed}]\n")
+        told = [str(each) for each in check_files(load(config), config)]
+        assert any("'web'" in each and "already" in each for each in told)
+        assert any("princpals" in each and "did you mean 'principals'" in each for each in told)
+        assert any("none cannot be read" in each for each in told)
+        assert all(each.startswith(f"{config}:3: access.policy_files") for each in told)

@@ -26,7 +26,7 @@ URL_FORM = (
     "percent-encode special characters in the credentials"
 )
 RESOLVER_FORM = "needs the IP address of a nameserver, such as 192.0.2.53 or [2001:db8::53]:53"
-KEY_FORM = "must be file:PATH, credential:NAME or env:NAME, never the key itself"
+KEY_FORM = "must be file:PATH, credential:NAME, env:NAME or passphrase, never the key itself"
 DIRECTORY_FORM = "must name an absolute directory other than '/', as in file:/etc/scaivaultd/secrets/"
 
 

@@ -1,0 +1,115 @@
+"""`scaivaultctl status | secret | call`: the daemon itself, its secrets, and any command of the table."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from scaivaultd.ctl_session import EX_FAILED, EX_USAGE, confirm, say, table, with_daemon
+
+if TYPE_CHECKING:
+    from scaivaultd.ctl_session import Session
+
+
+@click.command()
+@with_daemon
+def status(session: Session) -> None:
+    """Show how the daemon is; exit code 1 unless it is ok or only degraded."""
+    reply = session.call("sys.health")
+    session.show(
+        reply,
+        lambda: [
+            reply["status"],
+            *table(
+                ("PART", "STATUS", "DETAIL"),
+                [(each["name"], each["status"], each.get("detail", "")) for each in reply["components"]],
+            ),
+        ],
+    )
+    if reply["status"] not in ("ok", "degraded"):
+        sys.exit(EX_FAILED)
+
+
+@click.group()
+def secret() -> None:
+    """Secrets that DNS providers and accounts use by reference; they can be written and never read back."""
+
+
+@secret.command("put")
+@click.argument("path")
+@with_daemon
+def secret_put(session: Session, path: str) -> None:
+    """Store a secret under PATH; its value is asked for, or read from standard input."""
+    if sys.stdin.isatty():
+        value = str(click.prompt("Value", hide_input=True, err=True))
+    else:
+        value = sys.stdin.read().rstrip("\r\n")
+    if not value:
+        say("scaivaultctl: the value is empty")
+        sys.exit(EX_USAGE)
+    reply = session.call("secrets.put", path=path, value=value)
+    session.show(reply, lambda: [f"{reply['path']}: version {reply['version']}"])
+
+
+@secret.command("ls")
+@click.argument("prefix", required=False)
+@with_daemon
+def secret_ls(session: Session, prefix: str | None) -> None:
+    """List secrets, never their values."""
+    found = session.all("secrets.list", prefix=prefix)
+    session.show(
+        found,
+        lambda: table(
+            ("PATH", "VERSION", "CHANGED", "USED BY"),
+            [
+                (each["path"], str(each["version"]), each["updated_at"][:10], ", ".join(each["used_by"]) or "-")
+                for each in found
+            ],
+        ),
+    )
+
+
+@secret.command("rm")
+@click.argument("path")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@with_daemon
+def secret_rm(session: Session, path: str, yes: bool) -> None:
+    """Delete a secret."""
+    confirm(path, f"The secret {path} will be gone for good", yes=yes)
+    reply = session.call("secrets.delete", path=path)
+    users = ", ".join(reply["used_by"])
+    session.show(reply, lambda: [f"{path}: deleted" + (f"; still named by {users}" if users else "")])
+
+
+@click.command()
+@click.argument("command")
+@click.argument("body", required=False)
+@with_daemon
+def call(session: Session, command: str, body: str | None) -> None:
+    """Send any COMMAND (as `scaivaultctl commands` lists them) with a JSON BODY, or - to read it; print the reply."""
+    from scaivaultd.api.commands import COMMANDS
+
+    known = [each.name for each in COMMANDS]
+    if command not in known:
+        near = difflib.get_close_matches(command, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; `scaivaultctl commands` lists them"
+        say(f"scaivaultctl: there is no command {command!r}{hint}")
+        sys.exit(EX_USAGE)
+    reply = session.call(command, **_members(sys.stdin.read() if body == "-" else body or "{}"))
+    click.echo(json.dumps(reply, indent=2, ensure_ascii=False))
+
+
+def _members(text: str) -> dict[str, Any]:
+    try:
+        members = json.loads(text)
+    except ValueError as error:
+        say(f"scaivaultctl: the body is not JSON: {error}")
+        sys.exit(EX_USAGE)
+    if not isinstance(members, dict):
+        say("scaivaultctl: the body must be a JSON object")
+        sys.exit(EX_USAGE)
+    return members
