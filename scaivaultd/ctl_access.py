@@ -382,7 +382,7 @@ def audit_verify(session: Session, directory: Path | None, anchors: tuple[str, .
 
 
 def _verified(directory: Path, anchors: Sequence[str]) -> dict[str, Any]:
-    from scaivaultd.api.audit import GENESIS, decode, verify
+    from scaivaultd.api.audit import verify_kept
     from scaivaultd.model.access import Anchor
     from scaivaultd.store.audit_file import AuditFiles
 
@@ -392,16 +392,9 @@ def _verified(directory: Path, anchors: Sequence[str]) -> dict[str, Any]:
         say("scaivaultctl: an anchor is written SEQUENCE:HASH")
         sys.exit(EX_USAGE)
     try:
-        lines = AuditFiles(directory, file_bytes=0, keep=0).read()
-        first = next(lines, None)
-        after = GENESIS
-        if first is not None:
-            # Older files may have been deleted: what the first record follows is taken from itself.
-            with_first = decode(first)
-            after = Anchor(sequence=with_first.sequence - 1, hash=with_first.previous)
-        report = verify(_with(first, lines), after=after, anchors=known)
-    except (OSError, ValueError) as error:
-        say(f"scaivaultctl: {directory} cannot be verified: {error}")
+        report = verify_kept(AuditFiles(directory, file_bytes=0, keep=0).read(), anchors=known)
+    except OSError as error:
+        say(f"scaivaultctl: {directory} cannot be read: {error.strerror}")
         sys.exit(EX_FAILED)
     broken = report.broken
     return {
@@ -412,12 +405,6 @@ def _verified(directory: Path, anchors: Sequence[str]) -> dict[str, Any]:
         "anchors": len(known),
         "broken": broken and {"sequence": broken.sequence, "kind": broken.kind, "detail": broken.detail},
     }
-
-
-def _with(first: bytes | None, rest: Any) -> Any:
-    if first is not None:
-        yield first
-    yield from rest
 
 
 def _verification(reply: Mapping[str, Any]) -> list[str]:

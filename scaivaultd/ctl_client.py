@@ -73,7 +73,7 @@ class Client:
         self.address = address
         self._token = token
 
-    def call(self, name: str, **members: Any) -> Any:
+    def call(self, name: str, /, **members: Any) -> Any:
         """The reply to a command of the table, by its name; members that are None are left out.
 
         Raises:

@@ -42,7 +42,7 @@ class Session:
         self._client = client
         self.as_json = as_json
 
-    def call(self, name: str, **members: Any) -> Any:
+    def call(self, name: str, /, **members: Any) -> Any:
         """The reply to a command; a failure ends the process with its exit code, and says what to do."""
         try:
             return self._client.call(name, **members)
@@ -52,7 +52,7 @@ class Session:
             say(f"scaivaultctl: {unreachable}")
             sys.exit(EX_UNREACHABLE)
 
-    def all(self, name: str, **members: Any) -> list[Any]:
+    def all(self, name: str, /, **members: Any) -> list[Any]:
         """Every item of a list, page after page."""
         found: list[Any] = []
         cursor = None

@@ -8,6 +8,7 @@ only: the hash of a later record, kept elsewhere.
 from __future__ import annotations
 
 import hashlib
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -54,6 +55,15 @@ def follow(head: Anchor, entry: AuditEntry) -> AuditRecord:
     return AuditRecord(**msgspec.structs.asdict(entry), sequence=head.sequence + 1, previous=head.hash)
 
 
+def link(head: Anchor, entries: Iterable[AuditEntry]) -> tuple[list[bytes], Anchor]:
+    """The lines of entries, without their ends, after the one that `head` is the anchor of; and the new head."""
+    lines = []
+    for entry in entries:
+        lines.append(encode(follow(head, entry)))
+        head = Anchor(sequence=head.sequence + 1, hash=hashlib.sha256(lines[-1]).hexdigest())
+    return lines, head
+
+
 def encode(record: AuditRecord) -> bytes:
     """A record's line, without its end."""
     return _ENCODER.encode(record)
@@ -97,6 +107,32 @@ def verify(
         assert record is not None
         before, head = head, anchor_of(record)
     return ChainReport(head=head, sound=head.sequence - after.sequence, broken=_cut_off(head, known))
+
+
+def verify_kept(lines: Iterable[bytes], *, begin: Anchor | None = None, anchors: Iterable[Anchor] = ()) -> ChainReport:
+    """`verify` for a chain whose oldest records may have been deleted, with their files.
+
+    `begin` is what the oldest record that must be there follows; None if nobody knows.
+    """
+    stream = iter(lines)
+    first = next(stream, None)
+    oldest = begin or GENESIS
+    after = (None if first is None else _followed_by(first)) or oldest
+    known = [*anchors, oldest]
+    if begin is not None and after.sequence > begin.sequence:
+        detail = f"the log begins with record {after.sequence + 1}; {after.sequence - begin.sequence} are gone"
+        broken = ChainBreak(sequence=begin.sequence + 1, kind="removed", detail=detail)
+        return ChainReport(head=begin, sound=0, broken=broken)
+    if any(each.sequence == after.sequence and each.hash != after.hash for each in known):
+        detail = "it is the first one, and does not follow the record that was anchored"
+        broken = ChainBreak(sequence=after.sequence + 1, kind="edited", detail=detail)
+        return ChainReport(head=after, sound=0, broken=broken)
+    return verify(stream if first is None else chain([first], stream), after=after, anchors=known)
+
+
+def _followed_by(first: bytes) -> Anchor | None:
+    record = _read(first)
+    return None if record is None else Anchor(sequence=record.sequence - 1, hash=record.previous)
 
 
 def _read(given: AuditRecord | bytes) -> AuditRecord | None:
