@@ -34,6 +34,9 @@ LIFETIME = timedelta(days=90)
 LONGEST_LIFETIME = timedelta(days=365)
 OVERLAP = timedelta(hours=24)
 """How long the secret before the last rotation stays good."""
+LONGEST_OVERLAP = timedelta(days=7)
+ANNOUNCED_DAYS = (1, 3, 14)
+"""So many days before its end a token is announced to expire."""
 PATTERN = r"scvt_[0-9A-Za-z]{8}_[0-9A-Za-z]{49}"
 """What scanners for leaked secrets look for."""
 
@@ -123,14 +126,47 @@ def judge_token(presented: TokenText, kept: Token | None, now: datetime, address
     return "good" if _is_at_home(kept, address) else "elsewhere"
 
 
-def rotated(token: Token, successor: TokenText, now: datetime) -> Token:
-    """That token with another secret; the one it had stays good for `OVERLAP`.
+def rotated(
+    token: Token,
+    successor: TokenText,
+    now: datetime,
+    *,
+    lifetime: timedelta | None = None,
+    overlap: timedelta = OVERLAP,
+) -> Token:
+    """That token with another secret; the one it had stays good for `overlap`, but never longer than it would have.
 
-    Its end stays. What was its previous secret before ends at once: there are never three.
+    What was its previous secret before ends at once: there are never three. It lives for `lifetime` from now on; None:
+    as long as before.
     """
+    expires_at = now + (token.expires_at - _begun_at(token) if lifetime is None else lifetime)
     return msgspec.structs.replace(
-        token, secret_sha256=successor.digest(), previous_sha256=token.secret_sha256, previous_until=now + OVERLAP
+        token,
+        secret_sha256=successor.digest(),
+        previous_sha256=token.secret_sha256,
+        previous_until=min(now + overlap, token.expires_at, expires_at),
+        rotated_at=now,
+        expires_at=expires_at,
+        announced=None,
     )
+
+
+def announcement_due(token: Token, now: datetime) -> int | None:
+    """How many days before its end is to be announced now, if anything is; what was missed meanwhile is passed over.
+
+    A token that lives no longer than that is not announced: whoever made it knows.
+    """
+    if token.revoked_at is not None or now >= token.expires_at:
+        return None
+    for days in ANNOUNCED_DAYS:
+        moment = token.expires_at - timedelta(days=days)
+        if _begun_at(token) < moment <= now:
+            return days if token.announced is None or days < token.announced else None
+    return None
+
+
+def _begun_at(token: Token) -> datetime:
+    return token.rotated_at or token.created_at
 
 
 def _is_at_home(token: Token, address: str | None) -> bool:

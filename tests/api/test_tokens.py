@@ -16,7 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaivaultd.api import tokens
-from scaivaultd.api.tokens import MalformedToken, TokenKind, TokenText, judge_token, make_token, parse_token, rotated
+from scaivaultd.api.tokens import (
+    MalformedToken,
+    TokenKind,
+    TokenText,
+    announcement_due,
+    judge_token,
+    make_token,
+    parse_token,
+    rotated,
+)
 from scaivaultd.model.access import Token, principal_of
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -205,7 +214,6 @@ def test_after_a_rotation_both_secrets_are_good_for_a_day() -> None:
     assert judge_token(first, token, end - timedelta(seconds=1), None) == "good"
     assert judge_token(first, token, end, None) == "expired"
     assert judge_token(second, token, end, None) == "good"
-    assert token.expires_at == kept(first).expires_at
 
 
 def test_a_second_rotation_ends_the_first_secret() -> None:
@@ -214,3 +222,60 @@ def test_a_second_rotation_ends_the_first_secret() -> None:
     second, third = (make_token(each, token_id=first.id) for each in (OTHER, bytes(40)))
     token = rotated(rotated(kept(first), second, NOW), third, NOW)
     assert judge_token(first, token, NOW, None) == "wrong"
+
+
+def test_a_lifetime_does_not_grow_by_rotating() -> None:
+    """It begins anew, as long as the last one was: a token for 90 days is one for 90 days for ever."""
+    first = make_token(RANDOM)
+    second = make_token(OTHER, token_id=first.id)
+    token = kept(first)
+    for _ in range(3):
+        now = token.expires_at - timedelta(days=20)
+        token = rotated(token, second, now)
+        assert token.expires_at == now + tokens.LIFETIME
+    now = token.expires_at - timedelta(days=20)
+    token = rotated(token, second, now, lifetime=timedelta(days=5))
+    assert token.expires_at == now + timedelta(days=5)
+    assert rotated(token, second, now).expires_at == now + timedelta(days=5)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "lifetime", "until"),
+    [
+        (timedelta(days=7), None, timedelta(days=7)),
+        (timedelta(), None, timedelta()),
+        (timedelta(days=7), timedelta(days=1), timedelta(days=1)),
+        (timedelta(days=91), None, tokens.LIFETIME),
+        (timedelta(days=91), timedelta(days=100), tokens.LIFETIME),
+    ],
+)
+def test_a_secret_does_not_outlive_its_end(overlap: timedelta, lifetime: timedelta | None, until: timedelta) -> None:
+    """An overlap lets two secrets live side by side; it makes neither of them older."""
+    first = make_token(RANDOM)
+    second = make_token(OTHER, token_id=first.id)
+    assert rotated(kept(first), second, NOW, lifetime=lifetime, overlap=overlap).previous_until == NOW + until
+
+
+@pytest.mark.parametrize(
+    ("left", "changes", "days"),
+    [
+        (timedelta(days=14, seconds=1), {}, None),
+        (timedelta(days=14), {}, 14),
+        (timedelta(days=14), {"announced": 14}, None),
+        (timedelta(days=3), {"announced": 14}, 3),
+        (timedelta(days=3, seconds=1), {"announced": 14}, None),
+        (timedelta(days=2), {}, 3),
+        (timedelta(days=2), {"announced": 3}, None),
+        (timedelta(days=14), {"announced": 1}, None),
+        (timedelta(hours=1), {"announced": 3}, 1),
+        (timedelta(seconds=1), {"announced": 1}, None),
+        (timedelta(), {"announced": 3}, None),
+        (timedelta(days=1), {"revoked_at": NOW}, None),
+        (timedelta(days=14), {"rotated_at": NOW + tokens.LIFETIME - timedelta(days=14)}, None),
+        (timedelta(days=3), {"rotated_at": NOW + tokens.LIFETIME - timedelta(days=14)}, 3),
+    ],
+)
+def test_the_end_is_announced_at_three_moments(left: timedelta, changes: dict[str, Any], days: int | None) -> None:
+    """Each once, none that lies before the secret, and after an outage only the nearest."""
+    token = kept(make_token(RANDOM), **changes)
+    assert announcement_due(token, token.expires_at - left) == days
