@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scaivaultd import __version__, opening, plugin_manager, state
-from scaivaultd.access import ingress_of, open_access, policies_in, unix_socket
+from scaivaultd.access import ingress_of, open_access, unix_socket
 from scaivaultd.api import commands
 from scaivaultd.api import messages as m
 from scaivaultd.api.dispatch import Dispatcher
 from scaivaultd.gateways.nats import NatsGateway
-from scaivaultd.gateways.nats_bus import BusSettings, NatsBus
-from scaivaultd.gateways.nats_credentials import CredentialsFile
-from scaivaultd.gateways.nats_process import SYSTEM_PATH
-from scaivaultd.gateways.nats_server import NatsServerChild, find_server
 from scaivaultd.gateways.publisher import Publisher
 from scaivaultd.gateways.rest import RestGateway, RestPlaces
+from scaivaultd.gateways.rest_pages import Subjects
 from scaivaultd.gateways.rest_tls import TlsFiles
 from scaivaultd.listeners.sockets import bind_all
 from scaivaultd.model.clock import SystemClock, SystemRandomness
@@ -30,8 +27,10 @@ from scaivaultd.net.guard import AddressGuard
 from scaivaultd.net.own_answer import OwnAnswers
 from scaivaultd.net.secrets import ReferencedSecrets
 from scaivaultd.net.zerossl import ZeroSslEab
+from scaivaultd.open_nats import open_nats
 from scaivaultd.plugin import PluginContext, SolverContext
-from scaivaultd.probes import probes, shown_addresses
+from scaivaultd.probes import of_audit, of_master_key, probes, shown_addresses
+from scaivaultd.sealed import Unsealing
 from scaivaultd.services.account_care import AccountCare
 from scaivaultd.services.accounts import Accounts
 from scaivaultd.services.breakers import Breakers
@@ -42,11 +41,13 @@ from scaivaultd.services.dns_checks import DnsChecks
 from scaivaultd.services.dns_providers import DnsProviders
 from scaivaultd.services.issuing import Issuing
 from scaivaultd.services.jobs import Jobs
+from scaivaultd.services.managed_tls import ManagedTls
 from scaivaultd.services.master_keys import MasterKeys
 from scaivaultd.services.places import AWAY_SHARE
 from scaivaultd.services.preflight import Preflight, PreflightModes
 from scaivaultd.services.provider_pool import ProviderPool
 from scaivaultd.services.pursuit import Tools
+from scaivaultd.services.quotas import Quotas
 from scaivaultd.services.renewing import Renewing
 from scaivaultd.services.revoking import Revoking
 from scaivaultd.services.secrets import LentSecrets, Secrets
@@ -55,27 +56,36 @@ from scaivaultd.services.system import System
 from scaivaultd.services.txt_records import TxtRecords
 from scaivaultd.services.updating import Updating
 from scaivaultd.services.waiting import Signal, Waiting
+from scaivaultd.settings_policies import policies_in
+from scaivaultd.store.key_sources import KeySources
+from scaivaultd.store.master_key import NoMasterKey
+from scaivaultd.store.sealing import marks_of
 from scaivaultd.store.sqlite import SqliteStore
+from scaivaultd.store.sqlite_log import fold_log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.access import Access
     from scaivaultd.api.commands import Binding
+    from scaivaultd.gateways.nats_bus import NatsBus
     from scaivaultd.model.clock import Clock, Randomness
+    from scaivaultd.open_nats import Nats
+    from scaivaultd.opening import Listeners
     from scaivaultd.plugin import SecretBackend
     from scaivaultd.plugin_manager import Plugins
-    from scaivaultd.services.ports import Store
+    from scaivaultd.services.ports import Sealer, Store
     from scaivaultd.settings import Settings
+    from scaivaultd.store.sealing import EnvelopeSealer
 
 # Stopping takes less than ten seconds in all, whatever hangs.
 REQUESTS_GRACE_SECONDS = 3.0
 JOBS_GRACE_SECONDS = 3.5
 WRITES_GRACE_SECONDS = 1.0
-BUS_CLOSE_SECONDS = 1.0
 
+STORE_NAME = "store.db"
 USER_AGENT = f"scaivaultd/{__version__}"
 
 
@@ -103,6 +113,7 @@ class Daemon:
         self._stopping = asyncio.Event()
         self._started_at = self._clock.now()
         self._reloads: list[Callable[[], None]] = []
+        self._answers_http01 = False
         self.ready = asyncio.Event()
 
     def stop(self) -> None:
@@ -123,7 +134,7 @@ class Daemon:
         async with AsyncExitStack() as stack:
             directory = state.StateDirectory(self._settings.state_dir)
             stack.callback(directory.close)
-            sqlite = await SqliteStore.open(directory.path / "store.db", clock=self._clock, log=self._log)
+            sqlite = await SqliteStore.open(directory.path / STORE_NAME, clock=self._clock, log=self._log)
             stack.push_async_callback(sqlite.close)
             await self._run_with(sqlite, self._wrap_store(sqlite), stack)
         self._log.info("daemon.stopped")
@@ -132,26 +143,28 @@ class Daemon:
         settings, log = self._settings, self._log
         credentials = self._environment.get("CREDENTIALS_DIRECTORY")
         credentials_directory = Path(credentials) if credentials else None
-        sealer = await state.unlock(
-            store,
-            settings.state_dir,
-            settings.secrets.master_key,
-            environment=self._environment,
-            credentials_directory=credentials_directory,
-            clock=self._clock,
-            log=log,
+        sources = KeySources(self._environment, credentials_directory, log)
+        unlocking = state.Unlocking(
+            store, settings.state_dir, settings.secrets.master_key, sources=sources, clock=self._clock, log=log
         )
-        node_id = await state.node_id(store, self._ids)
         access = await open_access(settings, store, stack, clock=self._clock, randomness=self._randomness, log=log)
+        listeners = opening.bind_listeners(settings, stack, clock=self._clock, log=log)
+        sealer = await self._sealer(unlocking, access, listeners)
+        if sealer is None:
+            return
         access.auditing.unlock(sealer)
+        node_id = await state.node_id(store, self._ids)
         master_keys = MasterKeys(
             store=store,
-            sealer=sealer,
-            source=settings.secrets.master_key or state.own_key_source(settings.state_dir),
+            keyring=sealer,
+            source=unlocking.source,
+            sources=sources,
+            forget=lambda: fold_log(settings.state_dir / STORE_NAME),
+            marks_of=marks_of,
             clock=self._clock,
+            randomness=self._randomness,
             log=log,
         )
-        listeners = opening.bind_listeners(settings, stack, clock=self._clock, log=log)
         plugins = plugin_manager.load(log)
         backends: dict[str, SecretBackend] = {}
         secrets = Secrets(
@@ -159,7 +172,7 @@ class Daemon:
             sealer=sealer,
             outside=ReferencedSecrets(
                 settings.secrets.allow,
-                master_key=settings.secrets.master_key or state.own_key_source(settings.state_dir),
+                master_keys=lambda: master_keys.places,
                 environment=self._environment,
                 credentials_directory=credentials_directory,
             ),
@@ -281,15 +294,18 @@ class Daemon:
             renewals=Signal(),
             breakers=Breakers(self._clock),
         )
+        quotas = Quotas(store=store, clock=self._clock)
         issuing = Issuing(
             tools,
             jobs,
             waiting,
             providers=providers,
+            quotas=quotas,
             orders_per_ca=settings.acme.orders_per_ca,
             patience_seconds=settings.acme.order_timeout_seconds,
         )
-        bus, nats_trouble = await self._open_bus(stack)
+        nats = await self._open_nats(stack, access)
+        bus = nats.bus
         publisher = Publisher(
             bus,
             sqlite,
@@ -299,7 +315,11 @@ class Daemon:
             log=log,
         )
         system = System(
-            probes(store, bus, publisher, listeners, nats_trouble),
+            [
+                *probes(store, bus, publisher, listeners, nats.trouble),
+                of_master_key(master_keys),
+                of_audit(access.auditing),
+            ],
             lambda: self._info(node_id, plugins, solvers, jobs),
         )
         certificates = Certificates(store=store, sealer=sealer, clock=self._clock, log=log)
@@ -312,16 +332,21 @@ class Daemon:
             log=log,
             # Most of them wait for their CA at any moment, and have no place there meanwhile.
             renewals_per_ca=settings.acme.orders_per_ca * AWAY_SHARE,
+            judge=access.gate,
         )
         tools.renewals.subscribe(renewing.changed)
+        access.policies.changed.subscribe(lambda _: renewing.policies_changed())
         updating = Updating(
             tools,
             issuing=issuing,
             certificates=certificates,
             providers=providers,
+            quotas=quotas,
             waiting=waiting,
         )
-        bulk_renewals = BulkRenewals(store=store, renewing=renewing, ids=self._ids, clock=self._clock, log=log)
+        bulk_renewals = BulkRenewals(
+            store=store, renewing=renewing, judge=access.gate, ids=self._ids, clock=self._clock, log=log
+        )
         revoking = Revoking(
             tools,
             jobs,
@@ -363,17 +388,10 @@ class Daemon:
             ids=self._ids,
             log=log,
         )
-        gateway = NatsGateway(
-            bus,
-            dispatcher,
-            ingress=ingress_of(settings.nats),
-            tokens=access.identifying,
-            version=__version__,
-            clock=self._clock,
-            log=log,
-        )
-        rest = self._rest(dispatcher, access, system)
+        gateway = self._nats(bus, dispatcher, access)
+        rest = self._rest(dispatcher, access, system.report)
         stack.push_async_callback(rest.close, 0)
+        managed_tls = self._managed_tls(rest, store, sealer)
         self._reloads.append(lambda: self._reload(access, rest))
         await budgets.resume()
         await care.resume()
@@ -385,8 +403,7 @@ class Daemon:
         await master_keys.resume()
         await rest.start()
         # Only now: whoever knocked since the sockets were bound waits in the backlog for an answer we have.
-        await listeners.http01.start()
-        log.info("http01.listening", addresses=shown_addresses(listeners.http01))
+        await self._start_http01(listeners)
         await listeners.tlsalpn01.start()
         log.info("tlsalpn01.listening", addresses=shown_addresses(listeners.tlsalpn01))
         try:
@@ -395,6 +412,7 @@ class Daemon:
                     rooms.create_task(each)
                     for each in (
                         self._serve(bus, gateway),
+                        nats.run(),
                         publisher.run(),
                         renewing.run(),
                         bulk_renewals.run(),
@@ -402,6 +420,7 @@ class Daemon:
                         access.tokens.run(),
                         access.auditing.run(),
                         master_keys.run(),
+                        *([] if managed_tls is None else [managed_tls.run()]),
                     )
                 ]
                 await self._stopping.wait()
@@ -418,25 +437,93 @@ class Daemon:
             await removals.close(0)
             await records.close(WRITES_GRACE_SECONDS)
 
-    def _rest(self, dispatcher: Dispatcher, access: Access, system: System) -> RestGateway:
+    async def _sealer(self, unlocking: state.Unlocking, access: Access, listeners: Listeners) -> EnvelopeSealer | None:
+        """The seal, as soon as there is a key for it; None when the daemon is stopped before that."""
+        try:
+            return await unlocking.attempt()
+        except NoMasterKey as trouble:
+            unsealing = Unsealing(unlocking, trouble, clock=self._clock, log=self._log)
+        self._reloads.append(unsealing.retry)
+        try:
+            await self._serve_sealed(unsealing, access, listeners)
+        finally:
+            self._reloads.clear()
+        return None if self._stopping.is_set() else unsealing.sealer
+
+    async def _serve_sealed(self, unsealing: Unsealing, access: Access, listeners: Listeners) -> None:
+        """Answer for a daemon without a key; all but the http-01 listener is gone when this returns."""
+        async with AsyncExitStack() as stack:
+            nats = await self._open_nats(stack, access)
+            dispatcher = Dispatcher(unsealing.bindings(access), gate=access.gate, ids=self._ids, log=self._log)
+            gateway = self._nats(nats.bus, dispatcher, access)
+            rest = self._rest(dispatcher, access, unsealing.report)
+            stack.push_async_callback(rest.close, 0)
+            self._reloads.append(lambda: self._reload(access, rest))
+            await rest.start()
+            await self._start_http01(listeners)
+            async with asyncio.TaskGroup() as rooms:
+                serving = [
+                    rooms.create_task(each)
+                    for each in (
+                        self._serve(nats.bus, gateway),
+                        nats.run(),
+                        access.tokens.run(),
+                        access.auditing.run(),
+                    )
+                ]
+                looking = rooms.create_task(unsealing.run())
+                stopping = rooms.create_task(self._stopping.wait())
+                await asyncio.wait((looking, stopping), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.gather(gateway.close(REQUESTS_GRACE_SECONDS), rest.close(REQUESTS_GRACE_SECONDS))
+                for task in (*serving, looking, stopping):
+                    task.cancel()
+
+    async def _start_http01(self, listeners: Listeners) -> None:
+        if not self._answers_http01:
+            self._answers_http01 = True
+            await listeners.http01.start()
+            self._log.info("http01.listening", addresses=shown_addresses(listeners.http01))
+
+    def _nats(self, bus: NatsBus, dispatcher: Dispatcher, access: Access) -> NatsGateway:
+        return NatsGateway(
+            bus,
+            dispatcher,
+            ingress=ingress_of(self._settings.nats),
+            events_root=self._settings.nats.events_root,
+            tokens=access.identifying,
+            version=__version__,
+            clock=self._clock,
+            log=self._log,
+        )
+
+    def _rest(
+        self, dispatcher: Dispatcher, access: Access, health: Callable[[], Awaitable[m.HealthReply]]
+    ) -> RestGateway:
         rest = self._settings.rest
-        files = None
+        tls: TlsFiles | Literal["managed"] | None = "managed" if rest.tls_managed else None
         if rest.tls_certificate_file is not None and rest.tls_key_file is not None:
-            files = TlsFiles(certificate=rest.tls_certificate_file, key=rest.tls_key_file)
+            tls = TlsFiles(certificate=rest.tls_certificate_file, key=rest.tls_key_file)
         return RestGateway(
             dispatcher,
             RestPlaces(
                 tcp=bind_all([each for each in rest.listen if not each.is_path]).sockets,
-                tls=files,
+                tls=tls,
                 unix=unix_socket(self._settings, self._environment),
             ),
             authenticator=access.identifying,
-            health=system.report,
+            health=health,
+            subjects=Subjects(requests=self._settings.nats.subject_root, events=self._settings.nats.events_root),
             ids=self._ids,
             clock=self._clock,
             log=self._log,
             origins=rest.origins,
         )
+
+    def _managed_tls(self, rest: RestGateway, store: Store, sealer: Sealer) -> ManagedTls | None:
+        name = self._settings.rest.tls_managed
+        if name is None:
+            return None
+        return ManagedTls(name, use=rest.use_certificate, store=store, sealer=sealer, clock=self._clock, log=self._log)
 
     def _reload(self, access: Access, rest: RestGateway) -> None:
         try:
@@ -456,30 +543,16 @@ class Daemon:
             self._log.info("daemon.ready", nats="embedded", version=__version__)
             self.ready.set()
 
-    async def _open_bus(self, stack: AsyncExitStack) -> tuple[NatsBus, Callable[[], str | None]]:
-        """The bus, and what is wrong with a server of our own that is there all the same."""
-        nats = self._settings.nats
-        child = None
-        if nats.servers:
-            settings = BusSettings(
-                servers=tuple(server.reveal() for server in nats.servers),
-                credentials=CredentialsFile(nats.credentials_file) if nats.credentials_file else None,
-                tls_ca_file=nats.tls_ca_file,
-            )
-        else:
-            child = await stack.enter_async_context(
-                NatsServerChild(
-                    self._settings.state_dir,
-                    find_server(nats.server_path, self._environment.get("PATH", SYSTEM_PATH)),
-                    clock=self._clock,
-                    randomness=self._randomness,
-                    log=self._log,
-                )
-            )
-            settings = BusSettings(servers=(child.url,), user=child.user, password=child.password.reveal)
-        bus = NatsBus(settings, clock=self._clock, log=self._log)
-        stack.push_async_callback(bus.close, BUS_CLOSE_SECONDS)
-        return bus, lambda: None if child is None else child.trouble
+    async def _open_nats(self, stack: AsyncExitStack, access: Access) -> Nats:
+        return await open_nats(
+            self._settings,
+            access,
+            stack,
+            environment=self._environment,
+            clock=self._clock,
+            randomness=self._randomness,
+            log=self._log,
+        )
 
     def _info(self, node: str, plugins: Plugins, solvers: Solvers, jobs: Jobs) -> m.InfoReply:
         return m.InfoReply(

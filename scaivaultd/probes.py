@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from scaivaultd.gateways.nats_bus import NatsBus
     from scaivaultd.gateways.publisher import Publisher
     from scaivaultd.opening import Listeners
+    from scaivaultd.services.auditing import Auditing
+    from scaivaultd.services.master_keys import MasterKeys
     from scaivaultd.services.ports import Store
 
 
@@ -70,6 +72,28 @@ def probes(
         return _of_listener("tlsalpn01", listeners.tlsalpn01)
 
     return (of_store, of_nats, of_events, of_http01, of_tlsalpn01)
+
+
+def of_master_key(keys: MasterKeys) -> Callable[[], Awaitable[ComponentHealth]]:
+    """The probe of the key that all is sealed under: which it is, and what keeps its rotation from ending."""
+
+    async def probe() -> ComponentHealth:
+        if (trouble := keys.trouble) is not None:
+            return ComponentHealth(name="master_key", status="degraded", detail=trouble)
+        return ComponentHealth(name="master_key", status="ok", detail=keys.kid)
+
+    return probe
+
+
+def of_audit(auditing: Auditing) -> Callable[[], Awaitable[ComponentHealth]]:
+    """The probe of the audit log: whether it can be written, and is what was written."""
+
+    async def probe() -> ComponentHealth:
+        if (trouble := auditing.trouble) is not None:
+            return ComponentHealth(name="audit", status="degraded", detail=trouble)
+        return ComponentHealth(name="audit", status="ok")
+
+    return probe
 
 
 def _of_listener(name: str, listener: Listening) -> ComponentHealth:

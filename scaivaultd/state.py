@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from scaivaultd.model.errors import StartupError
 from scaivaultd.model.ids import NodeId
+from scaivaultd.model.sealing import SEALING_KEY, SealingRecord
 from scaivaultd.model.storage import ABSENT, Put
-from scaivaultd.store.master_key import create_master_key_file, load_master_key
-from scaivaultd.store.sealing import EnvelopeSealer
+from scaivaultd.services.sealed_values import SEALED
+from scaivaultd.store.master_key import SALT_BYTES, NoMasterKey
+from scaivaultd.store.sealing import EnvelopeSealer, read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
     from pathlib import Path
 
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.model.clock import Clock
     from scaivaultd.model.ids import IdMaker
+    from scaivaultd.plugin import Secret
     from scaivaultd.services.ports import Store
+    from scaivaultd.store.key_sources import KeySources
 
+PASSPHRASE = "passphrase"  # noqa: S105 - the name of a source
 _NODE_KEY = "meta/node"
-_SEALING_KEY = "meta/sealing"
 
 
 class _Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,34 +71,125 @@ class StateDirectory:
         os.close(self._lock)
 
 
-async def unlock(
-    store: Store,
-    state_dir: Path,
-    source: str | None,
-    *,
-    environment: Mapping[str, str],
-    credentials_directory: Path | None,
-    clock: Clock,
-    log: FilteringBoundLogger,
-) -> EnvelopeSealer:
-    """The sealer of this store; on an empty store the key that is there now becomes its key.
+class Unlocking:
+    """Finds the key of a store. On an empty store the key that is there now becomes its key."""
 
-    Without a configured source the key is `master.key` in the state directory, made on an empty store.
+    def __init__(
+        self,
+        store: Store,
+        state_dir: Path,
+        source: str | None,
+        *,
+        sources: KeySources,
+        clock: Clock,
+        log: FilteringBoundLogger,
+    ) -> None:
+        """Without a configured source the key is `master.key` in the state directory, made on an empty store."""
+        self._store = store
+        self._has_own_file = source is None
+        self._own_file = state_dir / "master.key"
+        self._sources = sources
+        self._clock = clock
+        self._log = log
+        # A plain text: it goes out in replies.
+        self.source = str(source or own_key_source(state_dir))
 
-    Raises:
-        StartupError: no key, or another store's key; nothing was changed.
-    """
-    record = await store.get(_SEALING_KEY)
-    if source is None:
-        source = _own_key_file(state_dir, may_create=record is None, log=log)
-    key = load_master_key(source, environment=environment, credentials_directory=credentials_directory)
-    if record is not None:
-        return EnvelopeSealer.unlock(key, record.document)
-    store_id = os.urandom(16).hex()
-    sealer = EnvelopeSealer(key, store_id)
-    await store.commit([Put(key=_SEALING_KEY, document=sealer.check_record(clock.now()), expect_revision=ABSENT)])
-    log.info("store.initialised", store_id=store_id, key_id=sealer.kid)
-    return sealer
+    async def record(self) -> SealingRecord | None:
+        """What the store says of its key; None while it is empty.
+
+        Raises:
+            NoMasterKey: that cannot be read.
+        """
+        stored = await self._store.get(SEALING_KEY)
+        return None if stored is None else read_record(stored.document)
+
+    async def attempt(self) -> EnvelopeSealer:
+        """The sealer, by the key in the configured source.
+
+        Raises:
+            NoMasterKey: there is none that fits, and it may come yet; nothing was changed.
+            StartupError: there can be no such source.
+        """
+        record = await self._require_whole()
+        if self.source == PASSPHRASE:
+            _require_salt(record)
+            raise NoMasterKey(
+                "passphrase_needed", "the master key is made from a passphrase: run `scaivaultctl unseal`"
+            )
+        if not self._has_own_file:
+            return await self._sealer_of(await self._configured_key(record), record)
+        if not self._own_file.exists():
+            await self._make_own_file(record)
+        sealer = await self._sealer_of(await self._sources.read(self.source), record)
+        self._log.warning(
+            "secrets.master_key_beside_store",
+            path=str(self._own_file),
+            advice="whoever copies state_dir has the key too; set [secrets] master_key to a file elsewhere",
+        )
+        return sealer
+
+    async def by_passphrase(self, passphrase: Secret) -> EnvelopeSealer:
+        """The sealer, by the key that is made from a passphrase; the first one ever given is the store's.
+
+        Raises:
+            NoMasterKey: it is another one.
+        """
+        record = await self._require_whole()
+        if record is None:
+            salt = secrets.token_bytes(SALT_BYTES)
+            return await self._sealer_of(await self._sources.derive(passphrase, salt), None, salt)
+        _require_salt(record)
+        for salt in _salts(record):
+            with suppress(NoMasterKey):
+                return await self._sealer_of(await self._sources.derive(passphrase, salt), record)
+        raise NoMasterKey("key_mismatch", "that is not the passphrase of this store")
+
+    async def _require_whole(self) -> SealingRecord | None:
+        record = await self.record()
+        if record is None and await self._holds_sealed():
+            raise NoMasterKey(
+                "key_mismatch",
+                "the store holds sealed values, but its key check record is gone: restore a backup of the store",
+            )
+        return record
+
+    async def _holds_sealed(self) -> bool:
+        for each in SEALED:
+            if (await self._store.scan(each.prefix, limit=1)).items:
+                return True
+        return False
+
+    async def _sealer_of(self, key: bytes, record: SealingRecord | None, salt: bytes | None = None) -> EnvelopeSealer:
+        if record is not None:
+            return EnvelopeSealer.unlock(key, msgspec.msgpack.encode(record))
+        store_id = secrets.token_hex(16)
+        sealer = EnvelopeSealer(key, store_id)
+        document = sealer.check_record(self._clock.now(), salt)
+        await self._store.commit([Put(key=SEALING_KEY, document=document, expect_revision=ABSENT)])
+        self._log.info("store.initialised", store_id=store_id, key_id=sealer.kid)
+        return sealer
+
+    async def _configured_key(self, record: SealingRecord | None) -> bytes:
+        try:
+            return await self._sources.read(self.source)
+        except NoMasterKey as error:
+            if record is None and self.source.startswith("file:"):
+                path = self.source.removeprefix("file:")
+                advice = f"{error}. The store is new: `scaivaultctl keys init --file {path}` makes a key for it"
+                raise NoMasterKey(error.reason, advice) from error
+            raise
+
+    async def _make_own_file(self, record: SealingRecord | None) -> None:
+        if record is not None:
+            raise NoMasterKey(
+                "key_missing",
+                f"the master key {self._own_file} is missing, but the store holds keys sealed with it; put it back, "
+                "or name its place in [secrets] master_key",
+            )
+        try:
+            await self._sources.create(self.source)
+        except StartupError as error:
+            raise NoMasterKey("key_missing", str(error)) from error
 
 
 async def node_id(store: Store, ids: IdMaker) -> NodeId:
@@ -110,18 +207,16 @@ def own_key_source(state_dir: Path) -> str:
     return f"file:{state_dir / 'master.key'}"
 
 
-def _own_key_file(state_dir: Path, *, may_create: bool, log: FilteringBoundLogger) -> str:
-    path = state_dir / "master.key"
-    if not path.exists():
-        if not may_create:
-            raise StartupError(
-                f"the master key {path} is missing, but the store holds keys sealed with it; put it back, or name "
-                "its place in [secrets] master_key"
-            )
-        create_master_key_file(path)
-    log.warning(
-        "secrets.master_key_beside_store",
-        path=str(path),
-        advice="whoever copies state_dir has the key too; set [secrets] master_key to a file elsewhere",
-    )
-    return own_key_source(state_dir)
+def _salts(record: SealingRecord) -> Sequence[bytes]:
+    rotation = record.rotation
+    old = rotation.old.salt if rotation is not None and rotation.is_under_way else None
+    return [each for each in (record.salt, old) if each is not None]
+
+
+def _require_salt(record: SealingRecord | None) -> None:
+    if record is not None and not _salts(record):
+        raise NoMasterKey(
+            "key_mismatch",
+            f"this store's master key {record.kid} does not come from a passphrase: name its place in "
+            "[secrets] master_key",
+        )

@@ -10,6 +10,7 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import structlog
 from structlog.testing import LogCapture
@@ -18,6 +19,11 @@ from scaivaultd import state
 from scaivaultd.model.clock import SystemClock, SystemRandomness
 from scaivaultd.model.errors import StartupError
 from scaivaultd.model.ids import IdMaker
+from scaivaultd.model.sealing import SEALING_KEY
+from scaivaultd.model.storage import Put
+from scaivaultd.plugin import Secret
+from scaivaultd.store.key_sources import KeySources
+from scaivaultd.store.master_key import NoMasterKey, create_master_key_file, master_key_from_passphrase
 from scaivaultd.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
@@ -108,6 +114,17 @@ class TestLock:
         assert caught.value.exit_code == 78
 
 
+def unlocking(
+    store: SqliteStore,
+    folder: Path,
+    log: FilteringBoundLogger,
+    source: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> state.Unlocking:
+    sources = KeySources(environment or {}, None, log)
+    return state.Unlocking(store, folder, source, sources=sources, clock=StillClock(), log=log)
+
+
 async def unlock(
     store: SqliteStore,
     folder: Path,
@@ -115,15 +132,7 @@ async def unlock(
     source: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> EnvelopeSealer:
-    return await state.unlock(
-        store,
-        folder,
-        source,
-        environment=environment or {},
-        credentials_directory=None,
-        clock=StillClock(),
-        log=log,
-    )
+    return await unlocking(store, folder, log, source, environment).attempt()
 
 
 class TestUnlocking:
@@ -133,7 +142,7 @@ class TestUnlocking:
         """It works at once, and the administrator hears what is wrong with it."""
         sealer = await unlock(store, tmp_path, log)
         assert stat.S_IMODE((tmp_path / "master.key").stat().st_mode) == 0o600
-        assert [each["event"] for each in capture.entries] == ["secrets.master_key_beside_store", "store.initialised"]
+        assert [each["event"] for each in capture.entries] == ["store.initialised", "secrets.master_key_beside_store"]
         sealed = sealer.seal(b"x", "place", "field")
         again = await unlock(store, tmp_path, log)
         assert again.open(sealed, "place", "field") == b"x"
@@ -142,20 +151,21 @@ class TestUnlocking:
         self, store: SqliteStore, tmp_path: Path, log: FilteringBoundLogger, capture: LogCapture
     ) -> None:
         """Whoever copies the directory then has only ciphertext."""
-        await unlock(store, tmp_path, log, "env:KEY", {"KEY": OTHER_KEY})
+        create_master_key_file(tmp_path / "elsewhere")
+        await unlock(store, tmp_path, log, f"file:{tmp_path}/elsewhere")
         assert not (tmp_path / "master.key").exists()
         assert [each["log_level"] for each in capture.entries] == ["info"]
-        assert OTHER_KEY not in repr(capture.entries)
 
     async def test_a_wrong_key_is_recognised_and_nothing_is_written_over(
         self, store: SqliteStore, tmp_path: Path, log: FilteringBoundLogger
     ) -> None:
         """A new key over an old store would lose every private key in it."""
         await unlock(store, tmp_path, log)
-        before = (tmp_path / "master.key").read_bytes(), await store.get("meta/sealing")
-        with pytest.raises(StartupError, match="does not fit this store"):
+        before = (tmp_path / "master.key").read_bytes(), await store.get(SEALING_KEY)
+        with pytest.raises(NoMasterKey, match="does not fit this store") as caught:
             await unlock(store, tmp_path, log, "env:KEY", {"KEY": OTHER_KEY})
-        assert before == ((tmp_path / "master.key").read_bytes(), await store.get("meta/sealing"))
+        assert caught.value.reason == "key_mismatch"
+        assert before == ((tmp_path / "master.key").read_bytes(), await store.get(SEALING_KEY))
 
     async def test_a_missing_key_file_is_not_replaced_by_a_new_one(
         self, store: SqliteStore, tmp_path: Path, log: FilteringBoundLogger
@@ -163,18 +173,119 @@ class TestUnlocking:
         """The store needs the old one."""
         await unlock(store, tmp_path, log)
         (tmp_path / "master.key").unlink()
-        with pytest.raises(StartupError, match="put it back"):
+        with pytest.raises(NoMasterKey, match="put it back") as caught:
+            await unlock(store, tmp_path, log)
+        assert caught.value.reason == "key_missing"
+        assert not (tmp_path / "master.key").exists()
+
+    async def test_a_key_that_cannot_be_read_makes_no_other(
+        self, store: SqliteStore, tmp_path: Path, log: FilteringBoundLogger
+    ) -> None:
+        """Falling back to another key would split the store in two; what to do on a new store is said."""
+        with pytest.raises(NoMasterKey, match=f"scaivaultctl keys init --file {tmp_path}/nowhere") as caught:
+            await unlock(store, tmp_path, log, f"file:{tmp_path}/nowhere")
+        assert caught.value.reason == "key_missing"
+        assert await store.get(SEALING_KEY) is None
+        assert not (tmp_path / "master.key").exists()
+
+    async def test_a_disk_that_takes_no_key_file_is_a_missing_key(
+        self, store: SqliteStore, tmp_path: Path, log: FilteringBoundLogger
+    ) -> None:
+        """It may have room again in a while: no reason to be started again and again."""
+        with pytest.raises(NoMasterKey, match="cannot be made") as caught:
+            await unlock(store, tmp_path / "gone", log)
+        assert caught.value.reason == "key_missing"
+
+    @pytest.mark.parametrize("key", ["key/key_1", "account/acme_1", "secret/0", "audit_anchors/newest"])
+    async def test_a_store_whose_record_is_gone_gets_no_new_key(
+        self, store: SqliteStore, tmp_path: Path, log: FilteringBoundLogger, key: str
+    ) -> None:
+        """What is sealed in it would be lost for good, and nobody would have been told."""
+        await store.commit([Put(key=key, document=b"{}")])
+        with pytest.raises(NoMasterKey, match="restore a backup"):
             await unlock(store, tmp_path, log)
         assert not (tmp_path / "master.key").exists()
 
-    async def test_a_key_that_cannot_be_read_stops_the_start(
+    async def test_what_holds_nothing_sealed_is_an_empty_store(
         self, store: SqliteStore, tmp_path: Path, log: FilteringBoundLogger
     ) -> None:
-        """Falling back to another key would split the store in two."""
-        with pytest.raises(StartupError):
-            await unlock(store, tmp_path, log, f"file:{tmp_path}/nowhere")
-        assert await store.get("meta/sealing") is None
-        assert not (tmp_path / "master.key").exists()
+        """A daemon that was sealed from its first start has written this and that."""
+        await store.commit([Put(key="meta/heartbeat", document=b"{}"), Put(key="token/Ab3dEf9h", document=b"{}")])
+        assert (await unlock(store, tmp_path, log)).kid
+
+    async def test_a_damaged_record_is_no_crash(
+        self, store: SqliteStore, tmp_path: Path, log: FilteringBoundLogger
+    ) -> None:
+        """The daemon is to say so for as long as it takes."""
+        await unlock(store, tmp_path, log)
+        await store.commit([Put(key=SEALING_KEY, document=b"\x80")])
+        with pytest.raises(NoMasterKey, match="check record is damaged: restore a backup"):
+            await unlock(store, tmp_path, log)
+
+
+PHRASE = Secret("correct horse battery staple")
+
+
+class TestPassphrase:
+    async def test_the_first_one_is_the_stores_and_only_that_opens_it(
+        self, store: SqliteStore, tmp_path: Path, log: FilteringBoundLogger, capture: LogCapture
+    ) -> None:
+        """A typing error at a later start must not become a second key."""
+        keys = unlocking(store, tmp_path, log, "passphrase")
+        with pytest.raises(NoMasterKey) as caught:
+            await keys.attempt()
+        assert caught.value.reason == "passphrase_needed"
+        sealed = (await keys.by_passphrase(PHRASE)).seal(b"x", "place", "field")
+        with pytest.raises(NoMasterKey, match="not the passphrase of this store"):
+            await keys.by_passphrase(Secret("correct horse battery stapler"))
+        assert (await keys.by_passphrase(PHRASE)).open(sealed, "place", "field") == b"x"
+        assert PHRASE.reveal() not in repr(capture.entries)
+
+    async def test_while_it_is_changed_both_open_the_store(
+        self, store: SqliteStore, tmp_path: Path, log: FilteringBoundLogger
+    ) -> None:
+        """Whoever restarts the daemon then may know only one of them."""
+        keys = unlocking(store, tmp_path, log, "passphrase")
+        sealer = await keys.by_passphrase(PHRASE)
+        sealed = sealer.seal(b"x", "place", "field")
+        new, salt = Secret("another passphrase"), bytes(16)
+        key, record = master_key_from_passphrase(new.reveal(), salt), await keys.record()
+        assert record is not None
+        begun = sealer.rotation_to(
+            key, record, source="passphrase", replaces_file=False, salt=salt, now=StillClock().now()
+        )
+        await store.commit([Put(key=SEALING_KEY, document=msgspec.msgpack.encode(begun))])
+        for phrase in (PHRASE, new):
+            assert (await keys.by_passphrase(phrase)).open(sealed, "place", "field") == b"x"
+        assert begun.rotation is not None
+        ended = msgspec.structs.replace(begun, rotation=msgspec.structs.replace(begun.rotation, new_key=None))
+        await store.commit([Put(key=SEALING_KEY, document=msgspec.msgpack.encode(ended))])
+        assert (await keys.by_passphrase(new)).open(sealed, "place", "field") == b"x"
+        with pytest.raises(NoMasterKey):
+            await keys.by_passphrase(PHRASE)
+
+    async def test_two_stores_of_one_passphrase_have_two_keys(
+        self, store: SqliteStore, tmp_path: Path, log: FilteringBoundLogger
+    ) -> None:
+        """Each has its salt: who has tried passphrases on one copy begins anew with the other."""
+        first = (await unlocking(store, tmp_path, log, "passphrase").by_passphrase(PHRASE)).kid
+        other = await SqliteStore.open(tmp_path / "other.db", clock=StillClock(), log=log)
+        try:
+            assert (await unlocking(other, tmp_path, log, "passphrase").by_passphrase(PHRASE)).kid != first
+        finally:
+            await other.close()
+
+    async def test_a_store_of_another_source_is_told_before_anybody_types(
+        self, store: SqliteStore, tmp_path: Path, log: FilteringBoundLogger
+    ) -> None:
+        """No passphrase could open it."""
+        await unlock(store, tmp_path, log)
+        keys = unlocking(store, tmp_path, log, "passphrase")
+        with pytest.raises(NoMasterKey, match="does not come from a passphrase") as caught:
+            await keys.attempt()
+        assert caught.value.reason == "key_mismatch"
+        with pytest.raises(NoMasterKey, match="does not come from a passphrase"):
+            await keys.by_passphrase(PHRASE)
 
 
 async def test_a_node_keeps_its_name(store: SqliteStore) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from scaivaultd.model.errors import FieldError, InvalidRequest, SecretNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
 SECRET_MAX = 64 << 10
 _SCHEMES = ("cred:", "file:", "env:")
@@ -28,12 +28,12 @@ class ReferencedSecrets:
         self,
         allow: Sequence[str],
         *,
-        master_key: str | None,
+        master_keys: Callable[[], Collection[str]],
         environment: Mapping[str, str],
         credentials_directory: Path | None,
     ) -> None:
-        """`master_key` is where the master key is: no caller may name that, whatever is allowed."""
-        self._master_key = _normal((master_key or "").replace("credential:", "cred:", 1))
+        """`master_keys` tells where master keys are at the moment: no caller may name those, whatever is allowed."""
+        self._master_keys = master_keys
         self._allow = tuple(allow)
         self._environment = environment
         self._credentials_directory = credentials_directory
@@ -49,7 +49,8 @@ class ReferencedSecrets:
             raise _refused(pointer, "this is no secret reference; write cred:NAME, file:/PATH or env:NAME")
         if reference.startswith("file:") and not _is_plain(reference.removeprefix("file:")):
             raise _refused(pointer, f"{reference!r}: give an absolute, printable path without '..'")
-        if _normal(reference) == self._master_key or not any(self._covers(prefix, reference) for prefix in self._allow):
+        is_allowed = any(self._covers(prefix, reference) for prefix in self._allow)
+        if not is_allowed or _normal(reference) in map(_as_reference, self._master_keys()):
             raise _refused(
                 pointer,
                 f"{reference!r} is not among the references callers may use; an administrator can add it to "
@@ -85,6 +86,10 @@ class ReferencedSecrets:
         if "/" in rest or rest in (".", ".."):
             raise SecretNotFound(f"{reference}: a credential's name has no '/'")
         return self._credentials_directory / rest
+
+
+def _as_reference(source: str) -> str:
+    return _normal(source.replace("credential:", "cred:", 1))
 
 
 def _is_plain(path: str) -> bool:

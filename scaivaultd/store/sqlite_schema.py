@@ -132,6 +132,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")  # an answered commit survives a power cut
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # what a new master key has sealed anew shall not be there twice
     connection.execute(f"PRAGMA journal_size_limit = {_LEFTOVER_WAL_BYTES}")
     _check(connection, path)
     for number in range(version, len(MIGRATIONS)):

@@ -22,7 +22,8 @@ def secrets(
     directory: Path | None = None,
 ) -> ReferencedSecrets:
     environment = {"ACME_KEY": " value\n", "PATH": "/bin"}
-    return ReferencedSecrets(allow, master_key=master_key, environment=environment, credentials_directory=directory)
+    kept = [] if master_key is None else [master_key]
+    return ReferencedSecrets(allow, master_keys=lambda: kept, environment=environment, credentials_directory=directory)
 
 
 @pytest.mark.parametrize(
