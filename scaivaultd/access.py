@@ -95,7 +95,7 @@ async def open_access(
         store=store,
         from_file=policies_in(settings.access.policy_files),
         own_uid=os.geteuid(),
-        suffixes=PublicSuffixList(),
+        suffixes=PublicSuffixList(accept_unknown=False),
         clock=clock,
         log=log,
     )
@@ -114,7 +114,7 @@ async def open_access(
             log=log,
         ),
         auditing=auditing,
-        gate=Gatekeeper(store=store, policies=policies, auditing=auditing, clock=clock, log=log),
+        gate=Gatekeeper(store=store, policies=policies, tokens=tokens, auditing=auditing, clock=clock, log=log),
         answers=AccessAnswers(store=store, policies=policies, tokens=tokens, nats_login=login),
     )
 

@@ -22,7 +22,7 @@ def policies_in(files: Sequence[Path]) -> Sequence[Policy]:
     Raises:
         StartupError: a file cannot be read or holds mistakes, a line for each; or two have a policy of one name.
     """
-    suffixes = PublicSuffixList()
+    suffixes = PublicSuffixList(accept_unknown=False)
     found: dict[str, Path] = {}
     policies: list[Policy] = []
     for path in files:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from scaivaultd.api.commands import Command
-    from scaivaultd.model.access import AccountRef, CertificateTerms
+    from scaivaultd.model.access import AccountRef, CertificateTerms, Quota
     from scaivaultd.model.principals import Principal
 
 
@@ -41,6 +41,10 @@ class Permits(Protocol):
         Raises:
             PermissionDenied: it may not; `pointer` is the member of the request that stands in the way.
         """
+        ...
+
+    def quota(self) -> Quota | None:
+        """How much the rule that let this request in allows; None where it sets no bound."""
         ...
 
 
@@ -87,6 +91,10 @@ class Unlimited:
 
     def require(self, action: str, **about: object) -> None:
         """Never raises."""
+
+    def quota(self) -> Quota | None:
+        """None."""
+        return None
 
 
 UNLIMITED: Permits = Unlimited()

@@ -3,13 +3,15 @@
 Nothing is allowed unless a rule allows it. One rule must allow all of a request: its action, every name, account,
 challenge type, key type and the number of names; two rules never add up. A rule that denies wins over all others,
 and touches a request where any name, or anything a wildcard covers, is among its domains. What cannot be judged (an
-unknown action, a name that is not in its normal form, an order without its names) is refused.
+unknown action, a name that is not in its normal form, an order without its names, a reference to a secret that may be
+read in two ways) is refused.
 """
 
 from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 import tomllib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -24,15 +26,18 @@ from scaivaultd.model.access import (
     PolicyRule,
     Reason,
     Role,
+    begins_with,
     domain_pattern,
+    is_plain_reference,
     network_pattern,
     principal_pattern,
+    secret_pattern,
 )
 from scaivaultd.model.errors import FieldError, InvalidRequest
 from scaivaultd.model.names import Identifier, parse_identifiers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from scaivaultd.model.access import AccessRequest, AccountRef, RoleName
     from scaivaultd.model.principals import Principal
@@ -96,25 +101,48 @@ _ORDERING = frozenset({"cert.issue", "cert.renew", "cert.update"})
 _NAMED = frozenset({"cert.issue", "cert.update", "cert.revoke", "cert.import", "cert.delete", "order.cancel", KEY_READ})
 _ABOUT_NAMES = _NAMED | {"cert.renew", "cert.read", "order.read"}
 _ABOUT_ACCOUNT = frozenset({"account.create", "account.update", "account.rotate_key", "account.deactivate"})
+_ABOUT_SECRET = frozenset({"secret.use", "secret.write", "secret.delete"})
 _RULES_SHOWN = 5
+# Names without anything to normalise, which most are: lists are judged item by item, and IDNA takes its time.
+_PLAIN_NAME = re.compile(r"(?:\*\.)?(?:(?!.{2}--)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}")
+_NAME_MAX = 200
+
+_SPELLINGS = (("domains", domain_pattern), ("ips", network_pattern), ("secrets", secret_pattern))
 
 _Read = TypeVar("_Read", bound=msgspec.Struct)
 
 
 class PublicSuffixes(Protocol):
-    """The public suffix list, as `publicsuffixlist.PublicSuffixList` has it."""
+    """The public suffix list, as `publicsuffixlist.PublicSuffixList(accept_unknown=False)` has it: a private CA may
+    certify `db.corp`, and `corp` itself, which are on no list."""
 
-    def privatesuffix(self, domain: str, /) -> str | None:
-        """The public suffix and one label more; None when `domain` is a public suffix itself."""
+    def publicsuffix(self, domain: str, /) -> str | None:
+        """The public suffix that `domain` ends in, or is; None where the list knows of none."""
         ...
 
 
 def decide(policies: Sequence[Policy], request: AccessRequest, suffixes: PublicSuffixes) -> Decision:
     """Judge a request. The reasons name each name, and, where it is refused, all that stands in the way."""
-    if refused := _impossible(request, suffixes):
+    if refused := _impossible(request) or _unjudgeable(request, suffixes):
         return Decision(allowed=False, reasons=refused)
-    applying = [policy for policy in policies if _applies(policy, request)]
-    rules = [_Rule(policy, number) for policy in applying for number in range(1, len(policy.rules) + 1)]
+    return _judged(policies, request)
+
+
+def decide_action(policies: Sequence[Policy], request: AccessRequest) -> Decision:
+    """Judge whether its principal may do its action to anything at all, whatever the request is about."""
+    if refused := _impossible(request):
+        return Decision(allowed=False, reasons=refused)
+    return _judged(policies, msgspec.structs.replace(request, certificate=None, account=None, secret=None))
+
+
+def applying(policies: Iterable[Policy], principal: Principal, tenant: str) -> Sequence[Policy]:
+    """Those that are for a principal in a tenant."""
+    return [policy for policy in policies if _applies(policy, principal, tenant)]
+
+
+def _judged(policies: Sequence[Policy], request: AccessRequest) -> Decision:
+    found = applying(policies, request.principal, request.tenant)
+    rules = [_Rule(policy, number) for policy in found for number in range(1, len(policy.rules) + 1)]
     for rule in rules:
         if rule.effect == "deny" and (touched := _touched(rule, request)):
             return Decision(allowed=False, policy=rule.policy, rule=rule.number, reasons=touched)
@@ -128,7 +156,7 @@ def decide(policies: Sequence[Policy], request: AccessRequest, suffixes: PublicS
                 reasons=tuple(_approvals(rule, request)),
                 quota=rule.body.quota,
             )
-    return Decision(allowed=False, reasons=tuple(_why_not(applying, granting, request)))
+    return Decision(allowed=False, reasons=tuple(_why_not(found, granting, request)))
 
 
 class _Rule:
@@ -144,8 +172,8 @@ class _Rule:
         return f"rule {self.number} of policy {self.policy}"
 
 
-def _impossible(request: AccessRequest, suffixes: PublicSuffixes) -> tuple[Reason, ...]:
-    """What no policy can allow."""
+def _impossible(request: AccessRequest) -> tuple[Reason, ...]:
+    """What no policy can allow this principal."""
     if request.action not in ACTIONS:
         return (_no("action", f"there is no action {request.action!r}{_meant(request.action)}"),)
     principal = request.principal
@@ -153,8 +181,15 @@ def _impossible(request: AccessRequest, suffixes: PublicSuffixes) -> tuple[Reaso
         return (_no("action", f"{principal} is confined to {', '.join(principal.scopes)}"),)
     if principal.tenant not in (None, request.tenant):
         return (_no("tenant", f"{principal} belongs to another tenant"),)
+    return ()
+
+
+def _unjudgeable(request: AccessRequest, suffixes: PublicSuffixes) -> tuple[Reason, ...]:
+    """What is missing, or wrong, of what a request is about."""
     if request.action in _ABOUT_ACCOUNT and request.account is None:
         return (_no("account", f"{request.action} is judged by the account, and none is given"),)
+    if request.action in _ABOUT_SECRET and request.secret is None:
+        return (_no("secret", f"{request.action} is judged by the reference, and none is given"),)
     terms = request.certificate
     if terms is None:
         if request.action in _NAMED:
@@ -164,11 +199,19 @@ def _impossible(request: AccessRequest, suffixes: PublicSuffixes) -> tuple[Reaso
         return (_no("names", "a certificate has at least one name"),)
     if not terms.accounts and request.action in _ORDERING:
         return (_no("account", "an order has at least one account"),)
-    refused = ((name, _unfit(name, suffixes)) for name in terms.names)
+    refused = ((name, _odd(name) or _nobodys(name, request.action, suffixes)) for name in terms.names)
     return tuple(_no(str(name), why) for name, why in refused if why)
 
 
-def _unfit(name: Identifier, suffixes: PublicSuffixes) -> str | None:
+def _nobodys(name: Identifier, action: str, suffixes: PublicSuffixes) -> str | None:
+    if action not in _ORDERING or name.type == "ip" or suffixes.publicsuffix(name.base) != name.base:
+        return None
+    return f"{name.base} is a public suffix: it is nobody's to certify"
+
+
+def _odd(name: Identifier) -> str | None:
+    if name.type == "dns" and len(name.value) <= _NAME_MAX and _PLAIN_NAME.fullmatch(name.value):
+        return None
     try:
         is_normal = parse_identifiers([name.value], public_ca=False) == (name,)
     except InvalidRequest:
@@ -179,15 +222,12 @@ def _unfit(name: Identifier, suffixes: PublicSuffixes) -> str | None:
         address = ipaddress.ip_address(name.value)
         is_mapped = isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None
         return "an IPv4 address in the form of an IPv6 address" if is_mapped else None
-    if suffixes.privatesuffix(name.base) is None:
-        return f"{name.base} is a public suffix: it is nobody's to certify"
     return None
 
 
-def _applies(policy: Policy, request: AccessRequest) -> bool:
-    if policy.tenant not in (ANY_TENANT, request.tenant):
+def _applies(policy: Policy, principal: Principal, tenant: str) -> bool:
+    if policy.tenant not in (ANY_TENANT, tenant):
         return False
-    principal = request.principal
     return policy.name in principal.policies or any(_is_for(each, principal) for each in policy.principals)
 
 
@@ -235,7 +275,16 @@ def _touched(rule: _Rule, request: AccessRequest) -> tuple[Reason, ...]:
         return ()
     if body.key_types is not None and (terms is None or terms.key_type not in body.key_types):
         return ()
+    if body.secrets is not None and not _touches_secret(body.secrets, request.secret):
+        return ()
     return tuple(reasons)
+
+
+def _touches_secret(patterns: Sequence[str], reference: str | None) -> bool:
+    if reference is None:
+        return False
+    # Who knows where it leads?
+    return not is_plain_reference(reference) or any(begins_with(each, reference) for each in patterns)
 
 
 def _pattern_touching(rule: PolicyRule, name: Identifier) -> str | None:
@@ -323,6 +372,11 @@ def _objections_to_terms(rule: _Rule, request: AccessRequest) -> Iterator[Reason
         for account in _accounts_in(request):
             if not _is_among(account, body.accounts):
                 yield _no("account", f"{rule} takes {', '.join(body.accounts)}, not {account.name}")
+    if body.secrets is not None and request.secret is not None and request.action.startswith("secret."):
+        is_plain = is_plain_reference(request.secret)
+        if not is_plain or not any(begins_with(each, request.secret) for each in body.secrets):
+            # The reference is not repeated: it may be the secret itself, given by mistake.
+            yield _no("secret", f"{rule} takes {', '.join(body.secrets[:_RULES_SHOWN])}, and not this one")
     if terms is None or not is_order:
         return
     if body.challenges is not None and terms.challenge_type not in body.challenges:
@@ -384,6 +438,23 @@ def _meant(word: str) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def policy_from_request(
+    name: str, principals: Sequence[str], rules: Sequence[PolicyRule], suffixes: PublicSuffixes
+) -> Policy:
+    """The policy that a request describes; its rules are in normal form already, or would be none.
+
+    Raises:
+        InvalidRequest: with a pointer to each mistake.
+    """
+    mistakes: list[FieldError] = []
+    _each(list(principals), "/principals", principal_pattern, mistakes)
+    for place, rule in enumerate(rules):
+        mistakes.extend(_nonsense(rule, f"/rules/{place}", suffixes))
+    if mistakes:
+        raise _invalid(mistakes)
+    return Policy(name=name, principals=tuple(principals), rules=tuple(rules))
+
+
 def policies_from_toml(text: str, suffixes: PublicSuffixes) -> tuple[Policy, ...]:
     """Read `[[policy]]` tables; as `policies_from`."""
     try:
@@ -438,7 +509,7 @@ def _rule(given: object, pointer: str, suffixes: PublicSuffixes, mistakes: list[
         return None
     before = len(mistakes)
     normal = dict(given)
-    for member, spelling in (("domains", domain_pattern), ("ips", network_pattern)):
+    for member, spelling in _SPELLINGS:
         if member in given:
             normal[member] = _each(given[member], f"{pointer}/{member}", spelling, mistakes)
     rule = _converted(normal, PolicyRule, pointer, mistakes)
@@ -475,7 +546,7 @@ def _nonsense(rule: PolicyRule, pointer: str, suffixes: PublicSuffixes) -> Itera
     for place, action in enumerate(rule.actions):
         if detail := _odd_action(action, rule):
             yield _mistake(f"{pointer}/actions/{place}", "unknown_action", detail)
-    for member in ("accounts", "challenges", "key_types"):
+    for member in ("accounts", "challenges", "key_types", "secrets"):
         if getattr(rule, member) == ():
             yield _mistake(f"{pointer}/{member}", "empty", "an empty list means none; leave it out for all")
     yield from (_odd_denial if rule.effect == "deny" else _odd_allowance)(rule, pointer, suffixes)
@@ -503,7 +574,7 @@ def _odd_allowance(rule: PolicyRule, pointer: str, suffixes: PublicSuffixes) -> 
         yield _mistake(f"{pointer}/domains", "missing_field", detail)
     for place, pattern in enumerate(rule.domains):
         base = pattern.removeprefix("**.").removeprefix("*.")
-        if pattern != "**" and suffixes.privatesuffix(base) is None:
+        if pattern != "**" and suffixes.publicsuffix(base) == base:
             detail = f"{pattern!r}: {base} is a public suffix, under which anybody may have names"
             yield _mistake(f"{pointer}/domains/{place}", "public_suffix", detail)
 

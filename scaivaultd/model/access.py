@@ -28,12 +28,20 @@ _PRINCIPAL_PATTERN = re.compile(
     r"(?:token|nats|nkey|mtls|unix):\*|(?:token|nats|mtls):[!-)+-~]{1,1000}\*?|nkey:U[A-Z2-7]{55}|unix:[0-9]{1,10}|system"
 )
 
+# Nothing that leads elsewhere, and nothing that may be read in two ways; `//` is only for schemes like `op://`.
+_REFERENCE_WORD = r"(?!\.{1,2}(?:[/#]|$))[^/%\\?*\s\x00-\x1f\x7f]+"
+_PLAIN_REFERENCE = re.compile(
+    rf"(?:file:/|(?!file:)[a-z][a-z0-9+-]*:/{{0,2}})?{_REFERENCE_WORD}(?:/{_REFERENCE_WORD})*"
+)
+_OPEN_ENDS = ("/", ":", "_", "-")
+
 
 class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An API token as it is kept: a digest of its secret, never the secret.
 
     `previous_sha256` is the secret before the last rotation, good until `previous_until`. `tenant` None: all tenants.
-    `networks` are the addresses it may come from (CIDR), empty for any.
+    `networks` are the addresses it may come from (CIDR), empty for any. `announced` is how many days before its end
+    that was announced last.
     """
 
     id: str
@@ -48,6 +56,8 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     networks: tuple[str, ...] = ()
     previous_sha256: bytes | None = None
     previous_until: datetime | None = None
+    rotated_at: datetime | None = None
+    announced: int | None = None
     last_used_at: datetime | None = None
     revoked_at: datetime | None = None
 
@@ -109,7 +119,9 @@ class PolicyRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     secrets: Annotated[
         tuple[str, ...] | None,
         Meta(
-            description="How secret references may begin (`infra/aws/`, `cred:dns_`), for `secret.*`; all where absent."
+            description="Secret references, for `secret.*`. `infra/aws` means itself and what is below it, not "
+            "`infra/aws-prod`; what ends in `/`, `:`, `_` or `-` means all that begins so (`cred:dns_`). All where "
+            "absent."
         ),
     ] = None
     max_names: Annotated[int, Meta(ge=1, description="Most names in one certificate.")] | None = None
@@ -121,12 +133,14 @@ class PolicyRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
         Raises:
             ValueError: with that spelling.
         """
-        for given, normal in ((each, domain_pattern(each)) for each in self.domains):
-            if given != normal:
-                raise ValueError(f"{given[:80]!r} is spelled {normal!r}")
-        for given, normal in ((each, network_pattern(each)) for each in self.ips):
-            if given != normal:
-                raise ValueError(f"{given[:80]!r} is spelled {normal!r}")
+        for member, spelling in (("domains", domain_pattern), ("ips", network_pattern), ("secrets", secret_pattern)):
+            for place, given in enumerate(getattr(self, member) or ()):
+                try:
+                    normal = spelling(given)
+                except ValueError as error:
+                    raise ValueError(f"{member}/{place}: {error}") from None
+                if given != normal:
+                    raise ValueError(f"{member}/{place}: {given[:80]!r} is spelled {normal!r}")
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -200,6 +214,31 @@ def network_pattern(text: str) -> str:
     except ValueError as error:
         raise ValueError(f"{text[:80]!r} is no network: {error}") from None
     return network.compressed
+
+
+def secret_pattern(text: str) -> str:
+    """The text itself, which has one spelling only, where references can begin so.
+
+    Raises:
+        ValueError: none can.
+    """
+    if "*" in text:
+        raise ValueError(f"{text[:80]!r}: write how references begin, without a '*': infra/aws/")
+    if not is_plain_reference(f"{text}x" if text.endswith(_OPEN_ENDS) else text):
+        raise ValueError(f"{text[:80]!r}: no reference to a secret begins so")
+    return text
+
+
+def is_plain_reference(reference: str) -> bool:
+    """Whether a reference to a secret says where it leads: without `..`, `//`, `%`, `?`, or white space."""
+    return _PLAIN_REFERENCE.fullmatch(reference) is not None
+
+
+def begins_with(pattern: str, reference: str) -> bool:
+    """Whether a plain reference is among those that a pattern of `secrets` means."""
+    if pattern.endswith(_OPEN_ENDS):
+        return reference.startswith(pattern)
+    return reference == pattern or reference.startswith((f"{pattern}/", f"{pattern}#"))
 
 
 class StoredPolicy(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ from scaivaultd.model.errors import (
     Timeout,
 )
 from scaivaultd.model.ids import AccountId
+from scaivaultd.services import visible
 from scaivaultd.services.account_holds import Holds
 from scaivaultd.services.account_requests import AccountRequests, missing_secret
 from scaivaultd.services.account_turns import Turns
@@ -130,8 +131,12 @@ class Accounts:
 
     async def list(self, request: m.ListAccounts, context: RequestContext) -> m.AccountList:
         """Handle `pki.acme.accounts.list`."""
-        page = await ACCOUNTS.page(
-            self._store, where={"status": request.status}, cursor=request.cursor, limit=request.limit
+        page = await ACCOUNTS.page_seen(
+            self._store,
+            visible.accounts(context.permits),
+            where={"status": request.status},
+            cursor=request.cursor,
+            limit=request.limit,
         )
         return m.AccountList(items=[account_reply(each.value) for each in page.items], next_cursor=page.next_cursor)
 

@@ -20,18 +20,22 @@ SHOWN_MAX = 500
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What the caller has asked for: an account's own budgets, those of a name and its registered domain, or all."""
+    """What the caller has asked for: an account's own budgets, those of a name and its registered domain, or all.
+
+    `readable` are the accounts whose budgets and orders may be shown; None: all there are.
+    """
 
     account_id: str | None = None
     name: str | None = None
     domain: str | None = None
+    readable: frozenset[str] | None = None
 
     def takes(self, limit: str, subject: str) -> bool:
         """Whether a budget is to be shown."""
         scope = _scope_of(limit)
         owner, _, name = subject.partition("/") if scope == "name" else (subject, "", "")
         is_owned = scope in ("account", "name")
-        if is_owned and self.account_id not in (None, owner):
+        if is_owned and (self.account_id not in (None, owner) or not self._may_show(owner)):
             return False
         if self.name is None:
             return is_owned or self.account_id is None
@@ -39,9 +43,12 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
     def takes_order(self, waiting: Waiting) -> bool:
         """Whether an order that waits is to be shown."""
-        if self.account_id not in (None, waiting.request.account):
+        if self.account_id not in (None, waiting.request.account) or not self._may_show(waiting.request.account):
             return False
         return self.name is None or self.name in waiting.request.names or self.takes(*waiting.subject)
+
+    def _may_show(self, account_id: str) -> bool:
+        return self.readable is None or account_id in self.readable
 
 
 def ca(directory_url: str, rules: Sequence[Rule]) -> m.CaLimits:

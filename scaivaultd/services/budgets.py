@@ -20,7 +20,7 @@ from scaivaultd.api import messages as m
 from scaivaultd.model.errors import NotFound
 from scaivaultd.model.resources import Queued
 from scaivaultd.model.storage import Delete
-from scaivaultd.services import budget_report
+from scaivaultd.services import budget_report, visible
 from scaivaultd.services.budget_lines import Lines, Waiting
 from scaivaultd.services.budget_report import Wanted
 from scaivaultd.services.documents import ACCOUNTS, ORDERS, Shelf, digest
@@ -358,14 +358,19 @@ class Budgets:
 
     async def limits(self, request: m.ListLimits, context: RequestContext) -> m.LimitsReply:
         """Handle `pki.acme.limits`."""
-        accounts = {str(each.value.id): each.value for each in await ACCOUNTS.all(self._store, self._log)}
-        directories = {account.directory_url for account in accounts.values()} | self._rules.keys() | self._cas.keys()
+        there = [each.value for each in await ACCOUNTS.all(self._store, self._log)]
+        sees = visible.accounts(context.permits)
+        accounts = {str(each.id): each for each in there if sees is None or await sees(each)}
+        directories = {account.directory_url for account in accounts.values()}
+        if len(accounts) == len(there):
+            directories |= self._rules.keys() | self._cas.keys()
         if request.account_id is not None:
             if request.account_id not in accounts:
                 raise NotFound(f"there is no account {request.account_id[:100]!r}")
             directories = {accounts[request.account_id].directory_url}
         shown = [self._ca(url) for url in sorted(directories)]
-        wanted = self._wanted(request, shown)
+        readable = None if len(accounts) == len(there) else frozenset(accounts)
+        wanted = msgspec.structs.replace(self._wanted(request, shown), readable=readable)
         now = self._clock.now()
         return m.LimitsReply(
             cas=[budget_report.ca(each.directory_url, each.ledger.rules) for each in shown],

@@ -13,10 +13,12 @@ from scaivaultd.api.commands import CREATE_BULK_RENEWAL
 from scaivaultd.model.errors import Conflict, FieldError, NotFound, RevisionConflict
 from scaivaultd.model.ids import AccountId, CertificateId
 from scaivaultd.model.resources import BulkRenewal
+from scaivaultd.services import visible
 from scaivaultd.services.bulk_walks import BulkWalk, Tally, choice_page, fits, load, tally
 from scaivaultd.services.documents import ACCOUNTS, BULK_RENEWALS, CERTIFICATES
 from scaivaultd.services.idempotency import Repeatable
 from scaivaultd.services.jobs import outcome_of, side_by_side
+from scaivaultd.services.owners import owner_in
 from scaivaultd.services.requests import invalid, not_found, one_name
 
 if TYPE_CHECKING:
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.api.commands import RequestContext
+    from scaivaultd.api.gate import Permits
     from scaivaultd.model.clock import Clock
     from scaivaultd.model.ids import BulkRenewalId, IdMaker
-    from scaivaultd.services.ports import Store
+    from scaivaultd.services.ports import RenewalJudge, Store
     from scaivaultd.services.renewing import Renewing
 
 RUNNING_MAX = 20
@@ -40,10 +43,18 @@ class BulkRenewals:
     """Handlers of `pki.bulk_renewals.*`, and the room that sets their certificates going."""
 
     def __init__(
-        self, *, store: Store, renewing: Renewing, ids: IdMaker, clock: Clock, log: FilteringBoundLogger
+        self,
+        *,
+        store: Store,
+        renewing: Renewing,
+        judge: RenewalJudge,
+        ids: IdMaker,
+        clock: Clock,
+        log: FilteringBoundLogger,
     ) -> None:
         self._store = store
         self._renewing = renewing
+        self._judge = judge
         self._ids = ids
         self._clock = clock
         self._log = log
@@ -53,12 +64,12 @@ class BulkRenewals:
     async def create(self, request: m.CreateBulkRenewal, context: RequestContext) -> m.BulkRenewalReply:
         """Handle `pki.bulk_renewals.create`."""
         if request.dry_run:
-            return _reply(await self._wanted(request), _NOTHING, self._clock.now(), is_dry_run=True)
+            return _reply(await self._wanted(request, context), _NOTHING, self._clock.now(), is_dry_run=True)
         repeatable = Repeatable(CREATE_BULK_RENEWAL, request, context)
         while True:
             if made := await repeatable.made_before(self._store):
                 return await self._shown((await load(self._store, made)).value)
-            bulk = await self._wanted(request)
+            bulk = await self._wanted(request, context)
             await self._require_room()
             try:
                 await self._store.commit([BULK_RENEWALS.put(bulk), *repeatable.changes(bulk.id)])
@@ -139,18 +150,22 @@ class BulkRenewals:
 
     async def _walk_once(self, bulk_renewal_id: BulkRenewalId) -> None:
         bulk = (await load(self._store, bulk_renewal_id)).value
-        walk = BulkWalk(bulk, store=self._store, renewing=self._renewing, clock=self._clock, log=self._log)
+        walk = BulkWalk(
+            bulk, store=self._store, renewing=self._renewing, judge=self._judge, clock=self._clock, log=self._log
+        )
         await walk.run()
 
-    async def _wanted(self, request: m.CreateBulkRenewal) -> BulkRenewal:
-        bulk = self._described(request)
+    async def _wanted(self, request: m.CreateBulkRenewal, context: RequestContext) -> BulkRenewal:
+        bulk = self._described(request, context)
         if bulk.account_id is not None and await ACCOUNTS.get(self._store, bulk.account_id) is None:
             raise not_found("/account_id", f"there is no account {bulk.account_id[:100]!r}")
         if request.certificate_ids:
-            return msgspec.structs.replace(bulk, total=await self._count_named(bulk, request.certificate_ids))
-        return msgspec.structs.replace(bulk, total=await self._count(bulk))
+            total = await self._count_named(bulk, request.certificate_ids, context.permits)
+        else:
+            total = await self._count(bulk, context.permits)
+        return msgspec.structs.replace(bulk, total=total)
 
-    def _described(self, request: m.CreateBulkRenewal) -> BulkRenewal:
+    def _described(self, request: m.CreateBulkRenewal, context: RequestContext) -> BulkRenewal:
         filters = (request.certificate_ids, request.account_id, request.issuer, request.domain, request.issued_before)
         if not request.all and not any(filters):
             raise invalid("/all", "no_filter", "give at least one filter, or say that all are meant")
@@ -165,21 +180,27 @@ class BulkRenewals:
             issuer=request.issuer,
             domain=None if request.domain is None else one_name(request.domain).base,
             issued_before=request.issued_before,
+            requested_by=owner_in(context),
         )
 
-    async def _count(self, bulk: BulkRenewal) -> int:
+    async def _count(self, bulk: BulkRenewal, permits: Permits) -> int:
         total = 0
+        may_renew = visible.certificates(self._store, permits, "cert.renew")
         while True:
-            page = await choice_page(self._store, bulk, self._log)
+            page = await choice_page(self._store, bulk, self._log, may_renew)
             total += len(page.certificate_ids)
             if page.next_cursor is None:
                 return total
             bulk = msgspec.structs.replace(bulk, cursor=page.next_cursor)
 
-    async def _count_named(self, bulk: BulkRenewal, as_given: Sequence[str]) -> int:
+    async def _count_named(self, bulk: BulkRenewal, as_given: Sequence[str], permits: Permits) -> int:
+        sees = [visible.certificates(self._store, permits, each) for each in ("cert.read", "cert.renew")]
+
         async def is_chosen(certificate_id: CertificateId) -> bool | None:
             found = await CERTIFICATES.get(self._store, certificate_id)
-            return None if found is None else fits(bulk, found.value)
+            if found is None or not any([each is None or await each(found.value) for each in sees]):
+                return None
+            return fits(bulk, found.value)
 
         chosen = await side_by_side([is_chosen(each) for each in bulk.certificate_ids])
         unknown = [each for each, found in zip(bulk.certificate_ids, chosen, strict=True) if found is None]

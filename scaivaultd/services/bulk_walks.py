@@ -17,6 +17,7 @@ from scaivaultd.model.ids import CertificateId
 from scaivaultd.model.resources import UNFINISHED
 from scaivaultd.services.documents import BULK_RENEWALS, CERTIFICATES, ORDERS, RENEWALS, Versioned
 from scaivaultd.services.jobs import outcome_of
+from scaivaultd.services.owners import owned_by
 from scaivaultd.services.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from scaivaultd.model.clock import Clock
     from scaivaultd.model.ids import BulkRenewalId, OrderId
     from scaivaultd.model.resources import BulkRenewal, Certificate, Renewal
-    from scaivaultd.services.ports import Store
+    from scaivaultd.services.documents import Sees
+    from scaivaultd.services.ports import RenewalJudge, Store
     from scaivaultd.services.renewing import Renewing
 
 PAGE = 500
@@ -49,8 +51,13 @@ class ChoicePage(msgspec.Struct, frozen=True, kw_only=True):
     next_cursor: CertificateId | None
 
 
-async def choice_page(store: Store, bulk: BulkRenewal, log: FilteringBoundLogger) -> ChoicePage:
-    """The next certificates behind the cursor, as they are now; those named by id are not looked at yet."""
+async def choice_page(
+    store: Store, bulk: BulkRenewal, log: FilteringBoundLogger, sees: Sees[Certificate] | None = None
+) -> ChoicePage:
+    """The next certificates behind the cursor, as they are now; those named by id are not looked at yet.
+
+    Only those that `sees` lets through; None lets all through.
+    """
     if named := bulk.certificate_ids:
         start = 0 if bulk.cursor is None else bisect_right(named, bulk.cursor)
         some = named[start : start + PAGE]
@@ -58,10 +65,9 @@ async def choice_page(store: Store, bulk: BulkRenewal, log: FilteringBoundLogger
     page = await CERTIFICATES.page(store, where={"account": bulk.account_id}, cursor=bulk.cursor, limit=PAGE)
     for key in page.unreadable:
         log.error("document.unreadable", key=key)
+    chosen = [each.value for each in page.items if fits(bulk, each.value) or _is_renewed_since(bulk, each.value)]
     return ChoicePage(
-        certificate_ids=tuple(
-            each.value.id for each in page.items if fits(bulk, each.value) or _is_renewed_since(bulk, each.value)
-        ),
+        certificate_ids=tuple([each.id for each in chosen if sees is None or await sees(each)]),
         next_cursor=None if page.next_cursor is None else CertificateId(page.next_cursor),
     )
 
@@ -116,10 +122,18 @@ class BulkWalk:
     """One bulk renewal from its cursor to its end."""
 
     def __init__(
-        self, bulk: BulkRenewal, *, store: Store, renewing: Renewing, clock: Clock, log: FilteringBoundLogger
+        self,
+        bulk: BulkRenewal,
+        *,
+        store: Store,
+        renewing: Renewing,
+        judge: RenewalJudge,
+        clock: Clock,
+        log: FilteringBoundLogger,
     ) -> None:
         self._bulk = bulk
         self._store = store
+        self._judge = judge
         self._renewing = renewing
         self._clock = clock
         self._log = log.bind(bulk_renewal_id=bulk.id)
@@ -171,6 +185,9 @@ class BulkWalk:
             return "skipped" if fits(self._bulk, certificate) else "no_matter"
         if not fits(self._bulk, certificate):
             return "no_matter"
+        if not (await self._judge.judge_renewal(owned_by(self._bulk.requested_by, certificate))).allowed:
+            # Not among those that a filter has chosen: whoever may not renew them must not learn how many there are.
+            return "skipped" if self._bulk.certificate_ids else "no_matter"
         renewal = await RENEWALS.get(self._store, certificate_id)
         return "due" if renewal is None else self._verdict_by(renewal.value)
 

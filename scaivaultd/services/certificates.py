@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from scaivaultd.acme import x509
 from scaivaultd.api import messages as m
 from scaivaultd.model.errors import NotFound
 from scaivaultd.model.resources import terms_of
+from scaivaultd.services import key_delivery, visible
 from scaivaultd.services.documents import CERTIFICATES, KEYS, RENEWALS, VERSIONS, version_id
 from scaivaultd.services.jobs import side_by_side
+from scaivaultd.services.owners import shown_owner
 from scaivaultd.services.renewals import due_at
 from scaivaultd.services.requests import one_name
 from scaivaultd.services.revocation_targets import serial_of
@@ -40,7 +44,10 @@ class Certificates:
 
     async def list(self, request: m.ListCertificates, context: RequestContext) -> m.CertificateList:
         """Handle `pki.certificates.list`."""
-        page = await CERTIFICATES.page(self._store, where=_where(request), cursor=request.cursor, limit=request.limit)
+        sees = visible.certificates(self._store, context.permits)
+        page = await CERTIFICATES.page_seen(
+            self._store, sees, where=_where(request), cursor=request.cursor, limit=request.limit
+        )
         items = await side_by_side([self.reply(each.value) for each in page.items])
         return m.CertificateList(items=items, next_cursor=page.next_cursor)
 
@@ -68,6 +75,8 @@ class Certificates:
 
     async def key(self, request: m.CertificateKey, context: RequestContext) -> m.KeyReply:
         """Handle `pki.certificates.key`; every answer leaves a log record."""
+        recipient = None if request.recipient_key is None else key_delivery.recipient_from(request.recipient_key)
+        key_delivery.require_way_back(takes_keys=context.takes_keys or recipient is not None)
         issued = await self._issued(request.id, request.version)
         if issued.key_id is None:
             raise NotFound(
@@ -77,14 +86,21 @@ class Certificates:
         if stored is None:
             raise NotFound(f"the private key of {request.id}, version {issued.version}, is not in the store")
         private_key = self._sealer.open(stored.value.sealed, KEYS.key(issued.key_id), "private_key")
+        private_key_pem = x509.private_key_pem(private_key)
         self._log.info(
-            "certificate.key_read", certificate_id=request.id, version=issued.version, request_id=context.request_id
-        )
-        return m.KeyReply(
-            id=request.id,
+            "certificate.key_read",
+            certificate_id=request.id,
             version=issued.version,
-            key_type=issued.key_type,
-            private_key_pem=x509.private_key_pem(private_key),
+            principal=str(context.principal),
+            is_sealed=recipient is not None,
+            request_id=context.request_id,
+        )
+        reply = m.KeyReply(id=request.id, version=issued.version, key_type=issued.key_type)
+        if recipient is None:
+            return msgspec.structs.replace(reply, private_key_pem=private_key_pem)
+        info = key_delivery.info_for(request.id, issued.version, context.principal)
+        return msgspec.structs.replace(
+            reply, sealed_key=key_delivery.sealed(private_key_pem, recipient, info), sealed_for=info
         )
 
     async def reply(self, certificate: Certificate) -> m.CertificateReply:
@@ -111,6 +127,7 @@ class Certificates:
             revocation=certificate.revocation,
             renewal=None if renewal is None else _renewal(renewal.value, self._clock.now()),
             terms=_terms(certificate),
+            requested_by=shown_owner(certificate.requested_by),
         )
 
     async def _load(self, certificate_id: str) -> Certificate:

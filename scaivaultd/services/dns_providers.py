@@ -99,6 +99,7 @@ class DnsProviders:
         )
         self._require_free_of_file(request.name)
         self._check(record)
+        self._require_secrets(record, context)
         if (same := await self._same(record)) is not None:
             return self._reply(same)
         await self._try(record)
@@ -133,6 +134,7 @@ class DnsProviders:
         )
         self._require_free_of_file(record.name)
         self._check(record)
+        self._require_secrets(record, context)
         await self._try(record)
         changes: list[Any] = [DNS_PROVIDERS.put(record, current.revision)]
         if record.name != old.name:
@@ -265,6 +267,11 @@ class DnsProviders:
         settings = self._settings(kind, record)
         for member, reference in secret_references(settings):
             self._secrets.check(reference, f"/config/{member}")
+
+    def _require_secrets(self, record: DnsProvider, context: RequestContext) -> None:
+        # The gate goes by the names of members, and a plugin is free to name one otherwise.
+        for member, reference in secret_references(self._settings(self._kind(record), record)):
+            context.permits.require("secret.use", secret=reference, pointer=f"/config/{member}")
 
     def _kind(self, record: DnsProvider) -> DnsProviderKind:
         kind = self._pool.kinds.get(record.type)

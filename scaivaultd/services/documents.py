@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -32,21 +32,27 @@ from scaivaultd.model.resources import (
 from scaivaultd.model.storage import ABSENT, Put
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.model.names import Identifier
+    from scaivaultd.model.principals import Principal
     from scaivaultd.model.resources import KeyType
     from scaivaultd.model.storage import Stored
     from scaivaultd.services.ports import Store
 
 T = TypeVar("T", bound=msgspec.Struct)
+T_contra = TypeVar("T_contra", contravariant=True)
 
 IDEMPOTENCY_SECONDS = 24 * 3600.0
 PAGE_BYTES = 400 << 10
 """A page ends here: an ordinary NATS server takes 1 MiB, and a reply is no larger than its documents."""
 
+
+SCANS_MAX = 10
+"""A page of what few may see is filled up from so many pages of the store at most."""
+_SCANNED = 200
 
 # Ids come from callers; a key must stay one word below its prefix.
 _WORD = re.compile(r"[A-Za-z0-9._-]{1,200}")
@@ -68,6 +74,12 @@ class Listing(msgspec.Struct, Generic[T], frozen=True):
     items: tuple[Versioned[T], ...]
     next_cursor: str | None
     unreadable: tuple[str, ...] = ()
+
+
+class Sees(Protocol[T_contra]):
+    """Whether somebody may see an item of a list."""
+
+    def __call__(self, value: T_contra, /) -> Awaitable[bool]: ...
 
 
 class Shelf(Generic[T]):
@@ -141,6 +153,39 @@ class Shelf(Generic[T]):
             unreadable=tuple(unreadable),
         )
 
+    async def page_seen(
+        self, store: Store, sees: Sees[T] | None, *, where: Mapping[str, str | None], cursor: str | None, limit: int
+    ) -> Listing[T]:
+        """Read a page of what `sees` lets through; None lets all through.
+
+        It is filled up from further pages of the store. One that is not full after `SCANS_MAX` of them has a
+        `next_cursor` all the same, behind what was looked at.
+        """
+        if sees is None:
+            return await self.page(store, where=where, cursor=cursor, limit=limit)
+        found: list[Versioned[T]] = []
+        size = 0
+        for scan in range(SCANS_MAX):
+            page = await store.scan(
+                self._prefix,
+                where={name: value for name, value in where.items() if value is not None},
+                after=None if cursor is None else self.key(cursor),
+                limit=max(limit, _SCANNED) if scan else limit,
+            )
+            for stored in page.items:
+                read = self._read(stored)
+                if read is not None and await sees(read.value):
+                    size += len(stored.document)
+                    if len(found) == limit or (found and size > PAGE_BYTES):
+                        return Listing(items=tuple(found), next_cursor=cursor)
+                    found.append(read)
+                cursor = stored.key.removeprefix(self._prefix)
+            if page.next_cursor is None:
+                return Listing(items=tuple(found), next_cursor=None)
+            if len(found) == limit:
+                break
+        return Listing(items=tuple(found), next_cursor=cursor)
+
     def _read(self, stored: Stored) -> Versioned[T] | None:
         try:
             return Versioned(self._decoder.decode(stored.document), stored.revision)
@@ -176,6 +221,7 @@ CERTIFICATES: Shelf[Certificate] = Shelf(
         "status": each.status,
         "account": each.account_id,
         "serial": each.serial_number,
+        **({} if each.requested_by is None else {"requested_by": owner_key(each.requested_by)}),
         **{f"domain:{name}": "yes" for name in each.identifiers},
     },
 )
@@ -223,6 +269,9 @@ def _order_index(order: Order) -> dict[str, str]:
         index["url"] = digest(order.url)
     if order.bulk_id:
         index["bulk"] = order.bulk_id
+    if order.requested_by is not None and order.cause == "issue":
+        # Those for new certificates only: quotas count them.
+        index["requested_by"] = owner_key(order.requested_by)
     if order.has_open_authorizations:
         index["open"] = "yes"
     return index
@@ -245,6 +294,11 @@ def digest(*parts: str | bytes) -> str:
         data = part.encode() if isinstance(part, str) else part
         hasher.update(len(data).to_bytes(8, "big") + data)
     return hasher.hexdigest()[:40]
+
+
+def owner_key(owner: Principal) -> str:
+    """What somebody's own are found by, whatever its name, policies and scopes are by now."""
+    return digest(str(owner))
 
 
 def name_pointer_id(identifiers: Sequence[Identifier], key_type: KeyType) -> str:

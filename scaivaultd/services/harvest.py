@@ -188,6 +188,7 @@ class Harvest:
             ari_id=chain.ari_id,
             renew_before_seconds=order.renew_before_seconds if previous is None else previous.renew_before_seconds,
             terms=terms_in(order) if previous is None or previous.terms is None else previous.terms,
+            requested_by=order.requested_by if previous is None else previous.requested_by,
         )
 
     async def _documents(self, certificate: Certificate, previous: Versioned[Certificate] | None) -> list[Change]:

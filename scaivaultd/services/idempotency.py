@@ -1,6 +1,7 @@
 """`Idempotency-Key`: for a day the same request with the same key is answered with what the first one made.
 
-A key counts per command. What it stands for is written in the commit that makes it, so no stop comes in between.
+A key counts per command and principal: nobody is answered with what somebody else has made. What it stands for is
+written in the commit that makes it, so no stop comes in between.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from scaivaultd.model.storage import Put
     from scaivaultd.services.ports import Store
 
-NOT_PART_OF_IT = "wait_seconds"
+NOT_PART_OF_IT = ("wait_seconds", "wait_end_seconds")
 """How long a caller waits says nothing of what is asked for."""
 
 
@@ -30,9 +31,10 @@ class Repeatable:
     """A request that may have been made before; without a key it never has."""
 
     def __init__(self, command: Command[Any, Any], request: Request, context: RequestContext) -> None:
-        self.digest = digest(msgspec.json.encode(_without_wait(request)))
-        """The same for the same request."""
-        self._id = None if context.idempotency_key is None else digest(command.name, context.idempotency_key)
+        principal, key = str(context.principal), context.idempotency_key
+        self.digest = digest(principal, msgspec.json.encode(_without_wait(request)))
+        """The same for the same request of the same principal."""
+        self._id = None if key is None else digest(command.name, principal, key)
 
     async def made_before(self, store: Store) -> str | None:
         """The id of what it made; raises Conflict if the key was given with another request."""
@@ -55,6 +57,4 @@ class Repeatable:
 
 
 def _without_wait(request: Request) -> Request:
-    if NOT_PART_OF_IT not in request.__struct_fields__:
-        return request
-    return msgspec.structs.replace(request, **{NOT_PART_OF_IT: 0})
+    return msgspec.structs.replace(request, **{name: 0 for name in NOT_PART_OF_IT if hasattr(request, name)})

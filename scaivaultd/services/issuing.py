@@ -29,7 +29,7 @@ from scaivaultd.model.errors import (
 )
 from scaivaultd.model.ids import OrderId
 from scaivaultd.model.resources import UNFINISHED, Order, Terms, terms_of
-from scaivaultd.services import renewals, setbacks
+from scaivaultd.services import renewals, setbacks, visible
 from scaivaultd.services.budgets import Held
 from scaivaultd.services.compromised_keys import COMPROMISED, is_compromised, spki_sha256_in
 from scaivaultd.services.documents import (
@@ -44,6 +44,7 @@ from scaivaultd.services.idempotency import Repeatable
 from scaivaultd.services.jobs import outcome_of
 from scaivaultd.services.leaving import deactivate_pending
 from scaivaultd.services.order_record import Superseded
+from scaivaultd.services.owners import owner_in, shown_owner
 from scaivaultd.services.places import Place, Places
 from scaivaultd.services.presence import Presence, journalled
 from scaivaultd.services.pursuit import Parked, Pursuit, Tools
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from scaivaultd.plugin import ChallengeResponse
     from scaivaultd.services.dns_providers import DnsProviders
     from scaivaultd.services.jobs import Jobs
+    from scaivaultd.services.quotas import Quotas
     from scaivaultd.services.waiting import Waiting
 
 BACKLOG_MAX = 20_000
@@ -117,6 +119,7 @@ class Issuing:
         waiting: Waiting,
         *,
         providers: DnsProviders,
+        quotas: Quotas,
         orders_per_ca: int,
         patience_seconds: float,
     ) -> None:
@@ -126,6 +129,7 @@ class Issuing:
         self._jobs = jobs
         self._waiting = waiting
         self._lookups = Lookups(store=tools.store, accounts=tools.accounts, solvers=tools.solvers, providers=providers)
+        self._quotas = quotas
         self._patience_seconds = patience_seconds
         self._under_way: dict[OrderId, UnderWay] = {}
         tools.accounts.resumed.subscribe(self._hurry_orders_of)
@@ -138,11 +142,14 @@ class Issuing:
 
     async def issue(self, request: m.Issue, context: RequestContext) -> m.OrderReply:
         """Handle `pki.acme.issue`."""
-        return await self.shown(await self._accept(request, context), request.wait_seconds)
+        return await self.shown(await self._accept(request, context), request.wait_seconds, request.wait_end_seconds)
 
     async def get(self, request: m.OrderById, context: RequestContext) -> m.OrderReply:
         """Handle `pki.acme.orders.get`."""
-        return self._reply((await self._found(request.order_id)).value)
+        order = (await self._found(request.order_id)).value
+        return (
+            await self.shown(order.id, 0, request.wait_end_seconds) if request.wait_end_seconds else self._reply(order)
+        )
 
     async def _found(self, order_id: str) -> Versioned[Order]:
         order = await ORDERS.get(self._store, order_id)
@@ -153,7 +160,8 @@ class Issuing:
     async def list(self, request: m.ListOrders, context: RequestContext) -> m.OrderList:
         """Handle `pki.acme.orders.list`."""
         where = {"status": request.status, "account": request.account_id}
-        page = await ORDERS.page(self._store, where=where, cursor=request.cursor, limit=request.limit)
+        sees = visible.orders(self._store, context.permits)
+        page = await ORDERS.page_seen(self._store, sees, where=where, cursor=request.cursor, limit=request.limit)
         return m.OrderList(items=[self._reply(each.value) for each in page.items], next_cursor=page.next_cursor)
 
     async def cancel(self, request: m.CancelOrder, context: RequestContext) -> m.OrderReply:
@@ -220,8 +228,18 @@ class Issuing:
         order = None if renewal.order_id is None else await ORDERS.get(self._store, renewal.order_id)
         return order.value if order is not None and order.value.status in UNFINISHED else None
 
-    async def shown(self, order_id: OrderId, wait_seconds: float) -> m.OrderReply:
-        """An order as callers see it, once its challenges are there, it has ended, or `wait_seconds` are over."""
+    async def shown(
+        self, order_id: OrderId, wait_seconds: float, wait_end_seconds: float | None = None
+    ) -> m.OrderReply:
+        """An order as callers see it, once its challenges are there, it has ended, or `wait_seconds` are over.
+
+        With `wait_end_seconds` the challenges alone are not waited for: it is the end that counts.
+        """
+        if wait_end_seconds is not None:
+            ended = await self._waiting.until(
+                ORDERS, order_id, wait_end_seconds, lambda each: each.status not in UNFINISHED
+            )
+            return self._reply(ended)
         order = await self._waiting.until(
             ORDERS, order_id, wait_seconds, lambda each: bool(each.challenges) or each.status != "pending"
         )
@@ -341,15 +359,16 @@ class Issuing:
             for _ in range(2):
                 if made := await repeatable.made_before(self._store):
                     return OrderId(made)
-                # The same request while its order is under way is the same order: one certificate, whoever asks.
+                # The same request of the same caller while its order is under way is the same order.
                 same = self._flights.get(asked)
-                order = None if same is not None else await self._order(request, asked)
+                order = None if same is not None else await self._order(request, asked, context)
                 order_id = same if order is None else order.id
                 assert order_id is not None
                 changes = [*([] if order is None else [ORDERS.put(order)]), *repeatable.changes(order_id)]
                 try:
-                    if changes:
-                        await self._store.commit(changes)
+                    async with self._quotas.taking(order, context.permits.quota()):
+                        if changes:
+                            await self._store.commit(changes)
                 except RevisionConflict:
                     continue  # the same key came twice at once: the other one's order is the answer
                 if order is not None:
@@ -371,7 +390,7 @@ class Issuing:
             **more,
         )
 
-    async def _order(self, request: m.Issue, flight: str) -> Order:
+    async def _order(self, request: m.Issue, flight: str, context: RequestContext) -> Order:
         terms = await terms_from(request, self._lookups, self._clock.now())
         renew_before = None if request.renew_before is None else seconds_of(request.renew_before)
         if len(self._jobs) >= BACKLOG_MAX:
@@ -384,6 +403,7 @@ class Issuing:
             status="pending",
             created_at=now,
             give_up_at=now + timedelta(seconds=self._patience_seconds),
+            requested_by=owner_in(context),
             renew_before_seconds=renew_before,
             flight=flight,
         )
@@ -406,6 +426,7 @@ class Issuing:
             created_at=now,
             give_up_at=now + timedelta(seconds=self._patience_seconds),
             cause=cause,
+            requested_by=certificate.requested_by,
             renews=certificate.id,
             renews_version=certificate.version,
             bulk_id=bulk_id,
@@ -663,6 +684,7 @@ class Issuing:
             attempt=order.attempt,
             next_try_at=order.next_try_at,
             error=order.error,
+            requested_by=shown_owner(order.requested_by),
         )
 
     async def _load(self, order_id: OrderId) -> Versioned[Order]:

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from scaivaultd.acme.signing import AccountKey
     from scaivaultd.acme.wire import Directory
     from scaivaultd.acme.x509 import DownloadedChain
+    from scaivaultd.model.access import Decision
     from scaivaultd.model.dns import CaaSet, Delegation, Route, ServerVerdict
     from scaivaultd.model.names import Identifier
+    from scaivaultd.model.resources import Certificate
     from scaivaultd.model.storage import Change, Changed, OutboxEvent, Page, Stored
 
 
@@ -322,20 +324,61 @@ class NameServers(Protocol):
 
 
 class AuditFile(Protocol):
-    """The files of the audit log: lines, appended and read; each call may block and runs in a thread."""
+    """The files of the audit log: lines, appended and read. Each call may block, and raises OSError when it fails.
 
-    def append(self, lines: Sequence[bytes], *, durably: bool) -> None:
-        """Write lines behind the last one; all of them, or the next call repairs what is half written.
+    One at a time: `resume`, `disturbance`, `append`, `sync`, `close`. The others may run beside them.
+    """
 
-        Raises:
-            OSError: they are not, or not safely, on the disk.
+    def resume(self) -> int:
+        """Make the place, and cut off a line whose end is missing; returns how many bytes that were."""
+        ...
+
+    def disturbance(self) -> str | None:
+        """What somebody else has done to the newest file since it was written to; the next line goes into a new one."""
+        ...
+
+    def append(self, lines: Sequence[bytes], *, sequence: int, durably: bool) -> None:
+        """Write lines behind the last one: all of them or, with an OSError, none.
+
+        `sequence` is the first one's; `durably` waits for stable storage.
         """
         ...
 
-    def read(self) -> Iterator[bytes]:
-        """Every line, oldest first, over all files."""
+    def sync(self) -> None:
+        """Bring all that was appended to stable storage."""
         ...
 
-    def read_back(self) -> Iterator[bytes]:
-        """Every line, newest first."""
+    def close(self) -> None:
+        """Let go of the newest file."""
+        ...
+
+    def read(self) -> Iterator[bytes]:
+        """Every line there is at the time of the call, oldest first, over all files."""
+        ...
+
+    def read_back(self, cursor: str | None = None) -> Iterator[tuple[str, bytes]]:
+        """Lines, newest first, each with the cursor that leads to the next older one.
+
+        Raises:
+            ValueError: at the first line, if `cursor` is none of ours.
+        """
+        ...
+
+    def surplus(self) -> tuple[str, bytes] | None:
+        """What the oldest file is called that is to be kept, and its first line; None: no file is too many."""
+        ...
+
+    def delete_before(self, name: str) -> int:
+        """Delete the files older than that one; returns how many."""
+        ...
+
+
+class RenewalJudge(Protocol):
+    """Judges renewals that nobody asks for at the moment: whether whoever owns the certificate still may."""
+
+    async def judge_renewal(self, certificate: Certificate) -> Decision:
+        """Whether `certificate.requested_by` may renew it, by the policies there are now; nobody's may be renewed.
+
+        Leaves no record.
+        """
         ...

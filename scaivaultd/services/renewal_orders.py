@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scaivaultd.model.resources import OrderCause, Renewal, Trouble
     from scaivaultd.services.issuing import Issuing
     from scaivaultd.services.ports import Store
+    from scaivaultd.services.renewal_rights import RenewalRights
 
 REST_SECONDS = 1800.0
 """No order holds a place for longer; some CAs process for hours."""
@@ -37,10 +38,17 @@ class RenewalOrders:
     """Makes the orders of certificates that are due."""
 
     def __init__(
-        self, store: Store, issuing: Issuing, clock: Clock, randomness: Randomness, log: FilteringBoundLogger
+        self,
+        store: Store,
+        issuing: Issuing,
+        rights: RenewalRights,
+        clock: Clock,
+        randomness: Randomness,
+        log: FilteringBoundLogger,
     ) -> None:
         self._store = store
         self._issuing = issuing
+        self._rights = rights
         self._clock = clock
         self._randomness = randomness
         self._log = log
@@ -57,11 +65,14 @@ class RenewalOrders:
             raise NotFound(f"there is no renewal of {certificate_id}")
         now = self._clock.now()
         renewal = as_of(found.value, now)
-        due_at = renewals.due_at(renewal, now)
+        due_at = self._rights.due_at(renewal, now)
         if due_at is None or due_at > now:
             return
+        cause = cause_for(renewal)
         try:
-            order = await self._issuing.renew(certificate_id, cause_for(renewal), bulk_id=renewal.bulk_id)
+            if not await self._rights.may_renew(found.value, cause):
+                return
+            order = await self._issuing.renew(certificate_id, cause, bulk_id=renewal.bulk_id)
         except (NotFound, StorageUnavailable):
             raise
         except ScaivaultError as error:

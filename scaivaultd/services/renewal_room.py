@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from scaivaultd.acme import renewal as rules
 from scaivaultd.model.errors import NotFound, StorageUnavailable
 from scaivaultd.model.resources import terms_of
-from scaivaultd.services import renewals
 from scaivaultd.services.due_heap import AT_ONCE, DueHeap
 from scaivaultd.services.renewal_changes import as_of, certificate_of
 from scaivaultd.services.renewal_lanes import Lanes, Pace
 from scaivaultd.services.renewal_notices import Notices
 from scaivaultd.services.renewal_orders import RenewalOrders
 from scaivaultd.services.renewal_polls import Polls
+from scaivaultd.services.renewal_rights import RenewalRights
 from scaivaultd.services.renewal_scan import complete, scan
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from scaivaultd.model.resources import Account, Renewal
     from scaivaultd.services.accounts import Accounts
     from scaivaultd.services.issuing import Issuing
-    from scaivaultd.services.ports import Store
+    from scaivaultd.services.ports import RenewalJudge, Store
 
 LOOKS_AT_ONCE = 16
 POLLS_PER_CA = 8
@@ -64,6 +64,7 @@ class RenewalRoom:
         randomness: Randomness,
         log: FilteringBoundLogger,
         renewals_per_ca: int,
+        judge: RenewalJudge,
     ) -> None:
         self._store = store
         self._accounts = accounts
@@ -73,7 +74,8 @@ class RenewalRoom:
         self._log = log
         self._notices = Notices(store, clock, log)
         self._polls = Polls(store, accounts, clock, randomness, log)
-        self._orders = RenewalOrders(store, issuing, clock, randomness, log)
+        self._rights = RenewalRights(store, judge, clock, log)
+        self._orders = RenewalOrders(store, issuing, self._rights, clock, randomness, log)
         self._tasks = asyncio.TaskGroup()
         self._polling = Lanes(
             self._tasks,
@@ -101,6 +103,11 @@ class RenewalRoom:
     def changed(self, certificate_id: CertificateId) -> None:
         """Look at a certificate's `Renewal` again. Never blocks."""
         self._look_at(certificate_id, AT_ONCE)
+
+    def policies_changed(self) -> None:
+        """Have everything judged anew that policies have stopped. Never blocks."""
+        for certificate_id in self._rights.forget_judgements():
+            self._look_at(certificate_id, AT_ONCE)
 
     async def resume(self) -> None:
         """Put every certificate into the heap; makes the `Renewal` of certificates that have none yet."""
@@ -261,7 +268,7 @@ class RenewalRoom:
 
     async def _see_to_order(self, renewal: Renewal, now: datetime) -> datetime | None:
         """Have it renewed if it is time; else when it will be."""
-        at = renewals.due_at(renewal, now)
+        at = self._rights.due_at(renewal, now)
         if at is None or at > now:
             return at
         certificate = (await certificate_of(self._store, renewal)).value

@@ -15,6 +15,7 @@ from scaivaultd.model.ids import CertificateId
 from scaivaultd.services import renewals
 from scaivaultd.services.documents import ACCOUNTS, CERTIFICATES, RENEWALS, Shelf
 from scaivaultd.services.renewal_changes import as_of
+from scaivaultd.services.renewal_rights import is_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,6 +67,8 @@ async def scan(
 def _look_at(renewal: Renewal, now: datetime) -> datetime | None:
     if renewal.order_id is not None:
         return now  # whether that order is still what it says
+    if is_blocked(renewal):
+        return now  # policies may have changed while nobody was there
     at = renewals.due_at(renewal, now)
     if renewal.poll_at is not None and (at is None or renewal.poll_at < at):
         at = renewal.poll_at

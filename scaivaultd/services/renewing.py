@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scaivaultd.model.resources import OrderCause, Renewal
     from scaivaultd.services.accounts import Accounts
     from scaivaultd.services.issuing import Issuing
-    from scaivaultd.services.ports import Store
+    from scaivaultd.services.ports import RenewalJudge, Store
 
 
 class Renewing:
@@ -41,6 +41,7 @@ class Renewing:
         randomness: Randomness,
         log: FilteringBoundLogger,
         renewals_per_ca: int,
+        judge: RenewalJudge,
     ) -> None:
         self._store = store
         self._issuing = issuing
@@ -52,6 +53,7 @@ class Renewing:
             randomness=randomness,
             log=log,
             renewals_per_ca=renewals_per_ca,
+            judge=judge,
         )
 
     @property
@@ -69,7 +71,7 @@ class Renewing:
             )
         finally:
             self.changed(certificate_id)
-        return await self._issuing.shown(order_id, request.wait_seconds)
+        return await self._issuing.shown(order_id, request.wait_seconds, request.wait_end_seconds)
 
     async def ask_for(
         self, certificate_id: CertificateId, cause: OrderCause, bulk_id: BulkRenewalId | None = None
@@ -84,6 +86,10 @@ class Renewing:
     def changed(self, certificate_id: CertificateId) -> None:
         """Look at a certificate's `Renewal` again: somebody has committed a change to it. Never blocks."""
         self._room.changed(certificate_id)
+
+    def policies_changed(self) -> None:
+        """Look again at what policies have stopped: they may allow it now. Never blocks."""
+        self._room.policies_changed()
 
     async def resume(self) -> None:
         """Put every certificate into the heap; makes the `Renewal` of certificates that have none yet."""

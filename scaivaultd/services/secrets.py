@@ -92,7 +92,11 @@ class Secrets:
             (each.value for each in await SECRETS.all(self._store, self._log)), key=lambda secret: secret.path
         )
         fitting = [
-            each for each in found if each.path.startswith(request.prefix) and each.path > (request.cursor or "")
+            each
+            for each in found
+            if each.path.startswith(request.prefix)
+            and each.path > (request.cursor or "")
+            and context.permits.allows("secret.list", secret=each.path)
         ]
         page = fitting[: request.limit]
         more = len(fitting) > len(page)

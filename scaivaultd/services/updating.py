@@ -20,6 +20,7 @@ from scaivaultd.model.storage import ABSENT
 from scaivaultd.services import renewals
 from scaivaultd.services.documents import CERTIFICATES, ORDERS, RENEWALS, Versioned
 from scaivaultd.services.idempotency import Repeatable
+from scaivaultd.services.owners import owner_in
 from scaivaultd.services.requests import (
     accounts_of,
     csr_from,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from scaivaultd.services.dns_providers import DnsProviders
     from scaivaultd.services.issuing import Issuing
     from scaivaultd.services.pursuit import Tools
+    from scaivaultd.services.quotas import Quotas
     from scaivaultd.services.waiting import Waiting
 
 TRIES_MAX = 20
@@ -55,6 +57,8 @@ _AS_GIVEN = ("challenge_type", "reuse_key", "profile", "preferred_chain", "dns_p
 _ORDERED_AT_ONCE = ("identifiers", "csr_der")
 _MAY_HELP = ("accounts", "challenge_type", "solver", "dns_provider", "propagation", "profile", "profile_is_required")
 """Terms whose change is a reason to give up an order that does not get on, and to begin anew."""
+_MAKE_OWNER = ("identifiers", "accounts", "challenge_type")
+"""Terms whose change makes a caller the owner: from then on it is renewed as long as they may have it so."""
 
 
 class Updating:
@@ -67,6 +71,7 @@ class Updating:
         issuing: Issuing,
         certificates: Certificates,
         providers: DnsProviders,
+        quotas: Quotas,
         waiting: Waiting,
     ) -> None:
         self._tools = tools
@@ -74,6 +79,7 @@ class Updating:
         self._issuing = issuing
         self._certificates = certificates
         self._providers = providers
+        self._quotas = quotas
         self._waiting = waiting
 
     async def update(self, request: m.UpdateCertificate, context: RequestContext) -> m.CertificateReply:
@@ -85,7 +91,7 @@ class Updating:
                 # It may have been changed again since, and this request has had its turn.
                 return await self._certificates.reply((await self._load(request.id)).value)
             held = await self._load(request.id)
-            changed = await self._changed(request, held.value)
+            changed = await self._changed(request, held.value, context)
             noted = repeatable.changes(held.value.id)
             if changed == held.value and not begins_anew:
                 if await self._is_committed(noted):
@@ -98,11 +104,15 @@ class Updating:
                 await self._end(order, context)
                 begins_anew = True
             elif await self._commit(held, changed, renewal, noted, is_ordered=is_ordered):
+                if changed.requested_by is not None and changed.requested_by != held.value.requested_by:
+                    self._quotas.taken_over(changed.requested_by)
                 self._log(held.value, changed, context)
                 return await self._followed(changed, request.wait_seconds, is_ordered=is_ordered)
         raise Conflict(f"certificate {request.id} is being changed by others at this moment; ask again")
 
-    async def _changed(self, request: m.UpdateCertificate, certificate: Certificate) -> Certificate:
+    async def _changed(
+        self, request: m.UpdateCertificate, certificate: Certificate, context: RequestContext
+    ) -> Certificate:
         fields: dict[str, Any] = {}
         if request.auto_renew is not UNSET:
             fields["auto_renew"] = request.auto_renew
@@ -113,6 +123,8 @@ class Updating:
         terms = await self._terms(request, before)
         if terms != before:
             fields["terms"] = terms
+        if _any(before, terms, _MAKE_OWNER):
+            fields["requested_by"] = owner_in(context)
         return msgspec.structs.replace(certificate, **fields)
 
     async def _terms(self, request: m.UpdateCertificate, before: Terms) -> Terms:

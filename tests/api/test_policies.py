@@ -10,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from publicsuffixlist import PublicSuffixList
 
-from scaivaultd.api.commands import COMMANDS
-from scaivaultd.api.policies import ACTIONS, KEY_READ, ROLES, decide, policies_from, policies_from_toml
+from scaivaultd.api.commands import COMMANDS, EVERYBODY
+from scaivaultd.api.policies import ACTIONS, KEY_READ, ROLES, decide, decide_action, policies_from, policies_from_toml
 from scaivaultd.model.access import (
     AccessRequest,
     AccountRef,
@@ -19,16 +19,16 @@ from scaivaultd.model.access import (
     Decision,
     Policy,
     PolicyRule,
-    Principal,
     Quota,
 )
 from scaivaultd.model.errors import InvalidRequest
 from scaivaultd.model.names import Identifier, parse_identifiers
+from scaivaultd.model.principals import Principal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SUFFIXES = PublicSuffixList()
+SUFFIXES = PublicSuffixList(accept_unknown=False)
 WEB = Principal(kind="token", id="Ab3dEf9h", name="web-ci")
 ACCOUNT = AccountRef("acme_01k2v7m0e8zq3c9x5w1r4t6y8b", "le")
 OTHER_ACCOUNT = AccountRef("acme_01k2v7m0e8zq3c9x5w1r4t6y8c", "zerossl")
@@ -119,7 +119,9 @@ def test_patterns_mean_what_is_documented(pattern: str, name: str, allowed: bool
         (allow("**", wildcards=True), "*.co.uk", False),
         (allow("**"), "co.uk", False),
         (allow("**"), "github.io", False),
-        (allow("**"), "localhost", False),
+        (allow("**"), "localhost", True),
+        (allow("db.corp"), "db.corp", True),
+        (allow("*.corp"), "db.corp", True),
         (allow(ips=("192.0.2.0/24",)), "192.0.2.7", True),
         (allow(ips=("192.0.2.0/24",)), "192.0.3.7", False),
         (allow(ips=("192.0.2.0/24",)), "a.example.net", False),
@@ -149,6 +151,8 @@ def test_wildcards_suffixes_and_addresses_have_rules_of_their_own(rule: PolicyRu
         "a.example.net\n",
         " a.example.net",
         "a.example.net/x",
+        "xn--zz--zz.example.net",
+        "ab--c.example.net",
         "a\0.example.net",
     ],
 )
@@ -370,6 +374,94 @@ def test_accounts_are_held_against_their_condition() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rules", "secret", "allowed"),
+    [
+        ([PolicyRule(actions=("secret.*",))], "infra/aws/key", True),
+        ([PolicyRule(actions=("secret.use",), secrets=("infra/aws",))], "infra/aws/key", True),
+        ([PolicyRule(actions=("secret.use",), secrets=("infra/aws",))], "infra/aws-prod/key", False),
+        ([PolicyRule(actions=("secret.use",), secrets=("infra/aws",))], "infra/aws/../bank", False),
+        ([PolicyRule(actions=("secret.use",), secrets=("a", "infra/"))], "infra/aws/key", True),
+        ([PolicyRule(actions=("secret.write",), secrets=("infra/",))], "infra/aws/key", False),
+        ([PolicyRule(actions=("secret.use",))], None, False),
+        (
+            [
+                PolicyRule(actions=("secret.*",)),
+                PolicyRule(effect="deny", actions=("secret.use",), secrets=("infra/aws",)),
+            ],
+            "infra/aws/key",
+            False,
+        ),
+        (
+            [PolicyRule(actions=("*",), domains=("**",)), PolicyRule(effect="deny", actions=("*",), secrets=("bank",))],
+            "infra/aws/key",
+            True,
+        ),
+        (
+            [PolicyRule(actions=("*",), domains=("**",)), PolicyRule(effect="deny", actions=("*",), secrets=("bank",))],
+            "infra/../bank",
+            False,
+        ),
+    ],
+)
+def test_secrets_are_judged_by_how_references_begin(rules: list[PolicyRule], secret: str | None, allowed: bool) -> None:
+    """Whoever may name any secret in a request could have it sent to a host of their own."""
+    decision = decide([policy(*rules)], request(None, action="secret.use", secret=secret), SUFFIXES)
+    assert decision.allowed is allowed
+    assert secret is None or secret not in words(decision)
+
+
+def test_secrets_say_nothing_of_other_actions() -> None:
+    """A rule for an operator has them beside domains."""
+    rules = [allow("a.example.net", actions=("cert.issue", "secret.use"), secrets=("infra/",))]
+    assert judged(rules, "a.example.net").allowed
+    denying = [*rules, PolicyRule(effect="deny", actions=("*",), secrets=("bank/",))]
+    assert judged(denying, "a.example.net").allowed
+    listed = [PolicyRule(actions=("secret.list",)), PolicyRule(effect="deny", actions=("*",), secrets=("bank/",))]
+    assert decide([policy(*listed)], request(None, action="secret.list"), SUFFIXES).allowed
+    assert not decide([policy(*listed)], request(None, action="secret.list", secret="bank/a"), SUFFIXES).allowed
+
+
+@pytest.mark.parametrize(
+    ("rules", "changes", "allowed"),
+    [
+        ([allow("a.example.net")], {}, True),
+        ([allow("a.example.net")], {"action": "cert.revoke"}, False),
+        ([allow("a.example.net", accounts=("zerossl",))], {}, True),
+        ([allow("a.example.net"), deny("a.example.net")], {}, True),
+        ([allow("a.example.net"), deny()], {}, False),
+        ([allow("a.example.net")], {"principal": msgspec.structs.replace(WEB, scopes=("cert.read",))}, False),
+        ([allow("a.example.net")], {"principal": msgspec.structs.replace(WEB, tenant="bank")}, False),
+        ([allow("a.example.net")], {"action": "auth.self"}, False),
+    ],
+)
+def test_an_action_alone_is_judged_whatever_it_is_about(
+    rules: list[PolicyRule], changes: dict[str, Any], allowed: bool
+) -> None:
+    """Before anything is looked up: only who may do it to something is told what there is."""
+    about = request(terms("other.example.org"), **changes)
+    assert decide_action([policy(*rules)], about).allowed is allowed
+
+
+def test_a_public_suffix_can_be_read_and_revoked() -> None:
+    """What a private CA has certified before must not be out of reach for ever."""
+    rule = allow("**", actions=("cert.read", "cert.revoke", "cert.renew"))
+    assert judged([rule], "github.io", action="cert.read").allowed
+    assert judged([rule], "github.io", action="cert.revoke").allowed
+    assert not judged([rule], "github.io", action="cert.renew").allowed
+
+
+@given(st.from_regex(r"[a-z0-9.*-]{1,40}\Z", fullmatch=True))
+def test_the_short_way_agrees_with_the_long_one(name: str) -> None:
+    """A name that is taken for plain is in its normal form."""
+    decision = judged([allow("**", wildcards=True)], Identifier("dns", name))
+    try:
+        is_normal = parse_identifiers([name], public_ca=False) == (Identifier("dns", name),)
+    except InvalidRequest:
+        is_normal = False
+    assert is_normal or not decision.allowed
+
+
+@pytest.mark.parametrize(
     ("pattern", "principal", "fits"),
     [
         ("token:web-*", WEB, True),
@@ -427,12 +519,18 @@ def test_a_token_of_one_tenant_is_nobody_in_another() -> None:
 
 def test_every_permission_of_the_table_is_an_action_of_a_role() -> None:
     """A command that nobody can be allowed is a command that does not work."""
-    permissions = {command.permission for command in COMMANDS}
+    permissions = {command.permission for command in COMMANDS} - {EVERYBODY}
     assert permissions <= ACTIONS
     assert permissions - ROLES["admin"].actions == {KEY_READ}
-    assert {command.permission for command in COMMANDS if command.method == "GET"} - {KEY_READ} <= (
-        ROLES["viewer"].actions | {"secret.list"}
-    )
+    assert EVERYBODY not in ACTIONS
+    reading = {command.permission for command in COMMANDS if command.method == "GET"} - {KEY_READ, EVERYBODY}
+    assert reading <= ROLES["viewer"].actions | {
+        "secret.list",
+        "token.read",
+        "policy.read",
+        "audit.read",
+        "master_key.read",
+    }
 
 
 def test_each_role_has_more_than_the_one_before() -> None:
@@ -647,6 +745,8 @@ def test_a_file_is_read_into_normal_form() -> None:
         ({"actions": ["*"], "ips": ["10.0.0.1/8"]}, "/ips/0", "has host bits set"),
         ({"actions": ["*"], "domains": ["**"], "domain": []}, "/domain", "did you mean 'domains'?"),
         ({"actions": ["*"], "domains": ["**"], "accounts": []}, "/accounts", "leave it out for all"),
+        ({"actions": ["*"], "domains": ["**"], "secrets": []}, "/secrets", "leave it out for all"),
+        ({"actions": ["secret.use"], "secrets": ["a", "b/*"]}, "/secrets/1", "without a '*'"),
         ({"actions": ["*"], "domains": ["**"], "challenges": []}, "/challenges", "leave it out for all"),
         ({"actions": ["*"], "domains": ["**"], "key_types": ["ed25519"]}, "/key_types/0", "it takes 'ec-p256'"),
         ({"actions": ["*"], "domains": ["**"], "max_names": 0}, "/max_names", ">= 1"),

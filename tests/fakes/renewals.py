@@ -266,7 +266,7 @@ class FakeIssuing:
         finally:
             self.waited_for.discard(certificate_id)
 
-    async def shown(self, order_id: OrderId, wait_seconds: float) -> Any:
+    async def shown(self, order_id: OrderId, wait_seconds: float, wait_end_seconds: float | None = None) -> Any:
         self.shown_for.append(wait_seconds)
         return await self._world.issuing.shown(order_id, 0)
 
@@ -325,6 +325,7 @@ class RenewalRig:
             randomness=self.world.randomness,
             log=self.world.log,
             renewals_per_ca=2,
+            judge=self.world.judge,
         )
         self.issuing.changed = self.renewing.changed
 

@@ -14,10 +14,13 @@ from scaivaultd.model.access import (
     Policy,
     PolicyRule,
     Token,
+    begins_with,
     domain_pattern,
+    is_plain_reference,
     network_pattern,
     principal_of,
     principal_pattern,
+    secret_pattern,
 )
 from scaivaultd.model.principals import Principal, principal_from
 
@@ -171,8 +174,8 @@ def test_a_pattern_is_a_fixed_point_or_refused(text: str) -> None:
 @pytest.mark.parametrize("pattern", ["Example.net", "example.net.", "*.bücher.example", "*"])
 def test_a_rule_takes_patterns_in_their_only_spelling(pattern: str) -> None:
     """From the store too: a rule that denies `Example.net` would otherwise deny nothing."""
-    with pytest.raises(msgspec.ValidationError):
-        msgspec.convert({"effect": "deny", "actions": ["*"], "domains": [pattern]}, PolicyRule)
+    with pytest.raises(msgspec.ValidationError, match="domains/1: "):
+        msgspec.convert({"effect": "deny", "actions": ["*"], "domains": ["a.example", pattern]}, PolicyRule)
 
 
 def test_networks_have_one_spelling() -> None:
@@ -184,6 +187,86 @@ def test_networks_have_one_spelling() -> None:
             network_pattern(wrong)
     with pytest.raises(ValueError, match="is spelled"):
         PolicyRule(ips=("192.0.2.7",))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reference", "fits"),
+    [
+        ("infra/aws", "infra/aws", True),
+        ("infra/aws", "infra/aws/key", True),
+        ("infra/aws", "infra/aws-prod/key", False),
+        ("infra/aws", "infra/awsome", False),
+        ("infra/aws/", "infra/aws/key", True),
+        ("infra/aws/", "infra/aws", False),
+        ("infra/aws-", "infra/aws-prod/key", True),
+        ("cred:dns_", "cred:dns_token", True),
+        ("cred:dns_", "cred:dns", False),
+        ("cred:", "cred:dns_token", True),
+        ("cred:", "credentials", False),
+        ("vault:kv/dns", "vault:kv/dns#token", True),
+        ("vault:kv/dns", "vault:kv/dnssec#token", False),
+        ("op://infra/", "op://infra/dns/token", True),
+        ("file:/", "file:/etc/shadow", True),
+        ("file:/etc/ok", "file:/etc/ok/key", True),
+        ("file:/etc/ok", "file:/etc/shadow", False),
+    ],
+)
+def test_a_secret_is_meant_by_how_its_reference_begins(pattern: str, reference: str, fits: bool) -> None:
+    """At a boundary: who may use one team's secrets may not use those of a team with a longer name."""
+    assert secret_pattern(pattern) == pattern
+    assert is_plain_reference(reference)
+    assert begins_with(pattern, reference) is fits
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "infra/aws/../bank/key",
+        "infra/aws/./key",
+        "infra/aws/..",
+        "..",
+        "../bank",
+        "infra//aws",
+        "infra/aws/",
+        "/infra",
+        "",
+        "file://etc/shadow",
+        "file:/etc/ok/../shadow",
+        "file:/etc/ok/%2e%2e/shadow",
+        "vault:kv/ok/..#key",
+        "vault:kv/ok/../bank#key",
+        "vault:kv/ok?path=bank",
+        "infra\\..\\bank",
+        "infra/aws key",
+        "infra/aws\n",
+        "infra/aws\0",
+    ],
+)
+def test_a_reference_that_may_lead_elsewhere_is_not_plain(reference: str) -> None:
+    """It begins like one secret, and may be another one."""
+    assert not is_plain_reference(reference)
+
+
+@pytest.mark.parametrize("pattern", ["", "*", "infra/*", "infra//", "../", "infra/../bank/", "file://", "a b", "/"])
+def test_a_beginning_that_no_reference_has_is_refused(pattern: str) -> None:
+    """A rule that denies by it would deny nothing."""
+    with pytest.raises(ValueError, match=r".+"):
+        secret_pattern(pattern)
+    with pytest.raises(msgspec.ValidationError, match="secrets/1: "):
+        msgspec.convert({"actions": ["secret.use"], "secrets": ["a", pattern]}, PolicyRule)
+
+
+@given(st.text(alphabet="ab/.:-_#%", max_size=12), st.text(alphabet="ab/.:-_#%", max_size=12))
+def test_what_follows_a_beginning_stays_below_it(pattern: str, rest: str) -> None:
+    """Whatever is appended, the place that is named does not change, only what is taken there."""
+    try:
+        secret_pattern(pattern)
+    except ValueError:
+        return
+    reference = pattern + rest
+    if is_plain_reference(reference) and begins_with(pattern, reference):
+        assert ".." not in reference.replace("#", "/").split("/")
+        assert rest == "" or pattern[-1] in "/:_-" or rest[0] in "/#"
 
 
 @pytest.mark.parametrize(

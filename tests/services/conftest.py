@@ -64,6 +64,7 @@ from scaivaultd.services.jobs import Jobs
 from scaivaultd.services.preflight import Preflight, PreflightModes
 from scaivaultd.services.provider_pool import ProviderPool
 from scaivaultd.services.pursuit import Tools
+from scaivaultd.services.quotas import Quotas
 from scaivaultd.services.renewing import Renewing
 from scaivaultd.services.revoking import Revoking
 from scaivaultd.services.secrets import LentSecrets, Secrets
@@ -73,6 +74,7 @@ from scaivaultd.services.updating import Updating
 from scaivaultd.services.waiting import Signal, Waiting
 from scaivaultd.store.sealing import EnvelopeSealer
 from scaivaultd.store.sqlite import SqliteStore
+from tests.fakes.judging import ScriptedJudge
 from tests.fakes.scripted_ca import (
     FakeClock,
     Issuer,
@@ -209,6 +211,7 @@ class World:
     own_answer: OwnAnswer = field(default_factory=lambda: NobodyLooks())
     eab_source: EabSource = field(default_factory=lambda: NobodyGivesEab())
     solver_makers: Sequence[Callable[[World], OpenSolver]] = ()
+    judge: ScriptedJudge = field(default_factory=ScriptedJudge)
 
     def __post_init__(self) -> None:
         self.node_id = NodeId("node_one")
@@ -295,11 +298,13 @@ class World:
             renewals=Signal(),
             breakers=Breakers(self.clock),
         )
+        self.quotas = Quotas(store=self.store, clock=self.clock)
         self.issuing = Issuing(
             self.tools,
             self.jobs,
             self.waiting,
             providers=self.providers,
+            quotas=self.quotas,
             orders_per_ca=self.orders_per_ca,
             patience_seconds=self.patience_seconds,
         )
@@ -312,6 +317,7 @@ class World:
             randomness=self.randomness,
             log=self.log,
             renewals_per_ca=self.orders_per_ca,
+            judge=self.judge,
         )
         self.tools.renewals.subscribe(self.renewing.changed)
         self.updating = Updating(
@@ -319,10 +325,11 @@ class World:
             issuing=self.issuing,
             certificates=self.certificate_service,
             providers=self.providers,
+            quotas=self.quotas,
             waiting=self.waiting,
         )
         self.bulk_renewals = BulkRenewals(
-            store=self.store, renewing=self.renewing, ids=self.ids, clock=self.clock, log=self.log
+            store=self.store, renewing=self.renewing, judge=self.judge, ids=self.ids, clock=self.clock, log=self.log
         )
         self.revoking = Revoking(
             self.tools,

@@ -21,6 +21,7 @@ from scaivaultd.services.bulk_renewals import RUNNING_MAX, BulkRenewals
 from scaivaultd.services.bulk_walks import PAGE, STEP, Pace, choice_page, fits
 from scaivaultd.services.documents import BULK_RENEWALS, CERTIFICATES, ORDERS, RENEWALS
 from scaivaultd.services.waiting import Waiting
+from tests.fakes.judging import WEB, Permitted, asked_by
 from tests.fakes.renewals import SteppedClock
 from tests.fakes.scripted_ca import FakeClock
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from scaivaultd.model.resources import OrderCause, OrderStatus
     from scaivaultd.model.storage import Change
     from scaivaultd.services.renewing import Renewing
+    from tests.fakes.judging import ScriptedJudge
 
 CONTEXT = RequestContext(request_id="req_1")
 DEADLINE = 20.0
@@ -109,6 +111,7 @@ class Bench:
         self.bulks = BulkRenewals(
             store=self.store,
             renewing=cast("Renewing", self.asked),
+            judge=self.world.judge,
             ids=self.world.ids,
             clock=self.clock,
             log=self.world.log,
@@ -177,9 +180,9 @@ class Bench:
             bulk_id=None if bulk_id is None else BulkRenewalId(bulk_id),
         )
 
-    async def create(self, **members: Any) -> m.BulkRenewalReply:
+    async def create(self, context: RequestContext = CONTEXT, **members: Any) -> m.BulkRenewalReply:
         request = m.CreateBulkRenewal(**{"per_minute": 6000.0, **members})
-        return await self.bulks.create(request, CONTEXT)
+        return await self.bulks.create(request, context)
 
     async def shown(self, reply: m.BulkRenewalReply) -> m.BulkRenewalReply:
         return await self.bulks.get(m.BulkRenewalById(id=str(reply.id)), CONTEXT)
@@ -673,3 +676,44 @@ async def test_certificates_are_renewed_by_real_orders(world: Any, clock: FakeCl
     assert (ended.total, ended.started, ended.renewed, ended.failed, ended.under_way) == (3, 3, 2, 1, 0)
     versions = {each.id: each.version for each in await world.certificates()}
     assert versions == {ids[0]: 2, ids[1]: 1, ids[2]: 2}
+
+
+class TestRights:
+    """Of whoever has asked for it, since nobody is there any more when their turn comes."""
+
+    async def test_what_may_not_be_renewed_is_neither_counted_nor_renewed(self, bench: Bench) -> None:
+        """`all` by somebody with few rights is all of theirs, and must not tell how many others there are."""
+        await bench.put(*(made(number, f"n{number}.{'mine' if number % 2 else 'theirs'}.test") for number in range(6)))
+        permits = Permitted(".mine.test", actions=("cert.renew",))
+        judge: ScriptedJudge = bench.world.judge
+        judge.refuses = lambda each: str(each.requested_by) == str(WEB) and ".theirs." in str(each.identifiers[0])
+        bench.open()
+        dry = await bench.create(asked_by(WEB, permits), all=True, dry_run=True)
+        reply = await bench.ended(await bench.create(asked_by(WEB, permits), all=True))
+        assert (dry.total, reply.total, reply.started, reply.skipped) == (3, 3, 3, 0)
+        assert bench.asked.ids == [name_of(1), name_of(3), name_of(5)]
+
+    async def test_one_that_is_named_and_may_be_seen_is_passed_over(self, bench: Bench) -> None:
+        """Whoever names it is to learn that it was not renewed."""
+        await bench.put(made(1, "a.mine.test"), made(2, "b.mine.test"))
+        bench.world.judge.refuses = lambda each: each.id == name_of(2)
+        bench.open()
+        permits = Permitted(".mine.test", actions=("cert.read",))
+        reply = await bench.create(asked_by(WEB, permits), certificate_ids=[name_of(1), name_of(2)])
+        reply = await bench.ended(reply)
+        assert (reply.total, reply.started, reply.skipped) == (2, 1, 1)
+
+    async def test_one_that_may_not_be_seen_is_not_there(self, bench: Bench) -> None:
+        """By the same words as one that is not."""
+        await bench.put(made(1, "a.mine.test"), made(2, "b.theirs.test"))
+        with pytest.raises(NotFound, match=r"there is no certificate 'cert_0002'$"):
+            await bench.create(asked_by(WEB, Permitted(".mine.test")), certificate_ids=[name_of(1), name_of(2)])
+
+    async def test_one_that_was_lost_on_the_way_is_passed_over(self, bench: Bench) -> None:
+        """The right is that of the moment, not of the day on which it was asked for."""
+        await bench.put(made(1), made(2))
+        bench.world.judge.refuses = lambda each: each.id == name_of(2)
+        bench.open()
+        reply = await bench.ended(await bench.create(asked_by(WEB), all=True))
+        assert (reply.total, reply.started, reply.skipped) == (2, 1, 1)
+        assert set(bench.world.judge.asked) == {str(WEB)}

@@ -56,6 +56,7 @@ async def test_the_key_fits_and_each_reading_leaves_a_record(world: Any, certifi
     order = await world.issue()
     reply = await certificates.key(m.CertificateKey(id=order.certificate_id), CONTEXT)
     pem = await certificates.pem(m.CertificatePem(id=order.certificate_id, part="leaf"), CONTEXT)
+    assert reply.private_key_pem is not None
     private = serialization.load_pem_private_key(reply.private_key_pem.encode(), None)
     assert private.public_key() == x509.load_pem_x509_certificate(pem.pem.encode()).public_key()
     assert [each["request_id"] for each in world.said("certificate.key_read")] == ["req_1"]
@@ -111,7 +112,7 @@ async def test_every_version_stays_fetchable_with_its_key(world: Any, certificat
         shown = await certificates.pem(m.CertificatePem(id=order.certificate_id, version=version), CONTEXT)
         assert (shown.version, shown.pem) == (version, pem)
         key = await certificates.key(m.CertificateKey(id=order.certificate_id, version=version), CONTEXT)
-        private = serialization.load_pem_private_key(key.private_key_pem.encode(), None)
+        private = serialization.load_pem_private_key((key.private_key_pem or "").encode(), None)
         assert private.public_key() == x509.load_pem_x509_certificate(pem.encode()).public_key()
         assert key.version == version
     assert [each["version"] for each in world.said("certificate.key_read")] == [1, 2]

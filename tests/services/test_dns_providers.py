@@ -10,10 +10,18 @@ import pytest
 
 from scaivaultd.api import messages as m
 from scaivaultd.api.commands import RequestContext
-from scaivaultd.model.errors import Conflict, DnsProviderError, InvalidRequest, NotFound, SecretNotFound
+from scaivaultd.model.errors import (
+    Conflict,
+    DnsProviderError,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    SecretNotFound,
+)
 from scaivaultd.model.ids import DnsProviderId
 from scaivaultd.model.resources import DnsProvider
 from scaivaultd.plugin import TransientError
+from tests.fakes.judging import WEB, Permitted, asked_by
 
 CONTEXT = RequestContext(request_id="req_provider")
 NAME = "_acme-challenge.www.sub.example.test"
@@ -83,6 +91,21 @@ class TestCreating:
         with pytest.raises(SecretNotFound, match="infra/other"):
             await dns_world.provider(account_paths={"a": "infra/other"})
         assert (await listed(dns_world)).items == []
+
+    async def test_a_secret_that_its_caller_may_not_use_is_not_used(self, dns_world: Any) -> None:
+        """Whoever may create providers could otherwise send anybody's secret to a host of their own."""
+        await dns_world.provider()
+        for path in ("dns/token", "infra/other"):
+            await dns_world.put_secret(path, dns_world.service.token)
+        confined = asked_by(WEB, Permitted(secrets=("dns/",)))
+        config = {"token_path": "dns/token", "account_paths": {"a": "infra/other"}}
+        request = m.CreateDnsProvider(name="other", type="memory", config=config)
+        with pytest.raises(PermissionDenied, match=r"secret\.use"):
+            await dns_world.providers.create(request, confined)
+        with pytest.raises(PermissionDenied, match=r"secret\.use"):
+            await dns_world.providers.update(m.UpdateDnsProvider(id="main", config=config), confined)
+        allowed = m.CreateDnsProvider(name="other", type="memory", config={"token_path": "dns/token"})
+        assert (await dns_world.providers.create(allowed, confined)).name == "other"
 
     async def test_a_provider_that_is_only_tried_is_closed_again(self, dns_world: Any) -> None:
         """Every refused or accepted request would leave a session open otherwise."""

@@ -87,7 +87,9 @@ class TestRepeatable:
     def test_how_long_a_caller_waits_is_not_part_of_the_request(self) -> None:
         """Whoever asks again may have less time than before."""
         once, again, other = (
-            Repeatable(RENEW_CERTIFICATE, m.RenewCertificate(id=id_, wait_seconds=seconds), context()).digest
+            Repeatable(
+                RENEW_CERTIFICATE, m.RenewCertificate(id=id_, wait_seconds=seconds, wait_end_seconds=seconds), context()
+            ).digest
             for id_, seconds in (("cert_1", 0), ("cert_1", 5), ("cert_2", 0))
         )
         assert once == again != other

@@ -114,6 +114,31 @@ class TestFairWeather:
         assert challenge.domain == "a.example.test"
         await world.idle()
 
+    async def test_a_caller_may_wait_for_the_end_instead(self, world: Any) -> None:
+        """Who asks with `?wait=60` wants the certificate: its challenges alone are no answer."""
+        account_id = await world.account()
+        gate = asyncio.Event()
+        world.ca.script["respond"].append(gate.wait)
+        request = m.Issue(
+            account_id=account_id, domains=["a.example.test"], challenge_type="http-01", wait_end_seconds=30
+        )
+        context = RequestContext(request_id="req_1")
+        issuing = asyncio.create_task(world.issuing.issue(request, context))
+        hurried = await world.issuing.issue(msgspec.structs.replace(request, wait_end_seconds=0), context)
+        looking = asyncio.create_task(
+            world.issuing.get(m.OrderById(order_id=hurried.order_id, wait_end_seconds=30), context)
+        )
+        assert hurried.status == "pending"
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert not issuing.done()
+        assert not looking.done()
+        gate.set()
+        async with asyncio.timeout(10):
+            replies = [await issuing, await looking]
+        assert {(each.order_id, each.status) for each in replies} == {(hurried.order_id, "valid")}
+        assert all(each.certificate_id for each in replies)
+
     async def test_the_first_look_at_the_order_comes_after_a_pause(self, world: Any) -> None:
         """A look at once only finds it pending, and costs the CA a request for each certificate."""
         await world.issue("a.example.test")

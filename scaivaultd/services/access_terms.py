@@ -1,0 +1,62 @@
+"""What policies judge of certificates and orders: their names, and how they are asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from scaivaultd.model.access import AccountRef, CertificateTerms
+from scaivaultd.model.resources import terms_in, terms_of
+from scaivaultd.services.documents import ACCOUNTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from scaivaultd.model.resources import Account, Certificate, Issued, Order, Terms
+    from scaivaultd.services.ports import Store
+
+
+def account_ref(account: Account) -> AccountRef:
+    """An account that is there."""
+    return AccountRef(account.id, account.name)
+
+
+async def account_refs(store: Store, account_ids: Iterable[str]) -> tuple[AccountRef, ...]:
+    """Accounts by their ids. One that is gone has no name that a policy could mean."""
+    found = []
+    for each in account_ids:
+        account = await ACCOUNTS.get(store, each)
+        found.append(AccountRef(each, each) if account is None else account_ref(account.value))
+    return tuple(found)
+
+
+async def terms_as_ordered(store: Store, terms: Terms) -> CertificateTerms:
+    """The terms of an order that has yet to be made."""
+    return CertificateTerms(
+        names=terms.identifiers,
+        accounts=await account_refs(store, terms.accounts),
+        challenge_type=terms.challenge_type,
+        key_type=terms.key_type,
+    )
+
+
+async def terms_of_order(store: Store, order: Order) -> CertificateTerms:
+    """An order, whichever account it is tried with now."""
+    return await terms_as_ordered(store, terms_in(order))
+
+
+async def terms_of_certificate(store: Store, certificate: Certificate) -> CertificateTerms:
+    """A certificate with all names that are shown of it: those it has, and those that its next version will have."""
+    terms = await terms_as_ordered(store, terms_of(certificate))
+    return msgspec.structs.replace(terms, names=tuple(dict.fromkeys((*certificate.identifiers, *terms.names))))
+
+
+async def terms_of_version(store: Store, certificate: Certificate, version: Issued) -> CertificateTerms:
+    """One version of a certificate, which may have other names than the current one."""
+    return CertificateTerms(
+        names=version.identifiers,
+        accounts=await account_refs(store, [version.account_id]),
+        challenge_type=terms_of(certificate).challenge_type,
+        key_type=version.key_type,
+    )
