@@ -7,6 +7,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
+
 from scaivaultd import __version__, opening, plugin_manager, state
 from scaivaultd.access import ingress_of, open_access, unix_socket
 from scaivaultd.api import commands
@@ -190,7 +192,8 @@ class Daemon:
         backends.update(
             await opening.open_secret_backends(plugins.secret_backends, settings.secrets.backends, lent, stack, log)
         )
-        pool = ProviderPool(plugins.dns_providers, lent, log)
+        confined = msgspec.structs.replace(lent, may_reach=AddressGuard(settings.dns.private_apis).allows)
+        pool = ProviderPool(plugins.dns_providers, lent, log, by_request=confined)
         stack.push_async_callback(pool.close)
         providers = DnsProviders(
             store=store,
@@ -231,7 +234,7 @@ class Daemon:
                 user_agent=USER_AGENT,
                 trust_files=settings.acme.trust_files,
             ),
-            guard=AddressGuard(settings.acme.private_directories),
+            guard=AddressGuard(settings.acme.private_directories, settings.acme.further_hosts),
             clock=self._clock,
             randomness=self._randomness,
             log=log,

@@ -21,7 +21,10 @@ _SECRET_NAMES = re.compile(r"(^|_)(token|secret|password|authorization|hmac_key|
 _SECRET_TEXT = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)"
     r"|eyJ[\w-]{8,}\.[\w-]*\.[\w-]{16,}"  # compact JWS
-    r"|://[^/\s:@]+:[^/\s@]+@",  # a password in a URL
+    r"|://[^/\s:@]+:[^/\s@]+@"  # a password in a URL
+    r"|scv[a-z]_[0-9A-Za-z]{8}_[0-9A-Za-z]{8,}"  # an API token, or most of one
+    r"|\bS[UAOCNX][A-Z2-7]{56}\b"  # an nkey seed
+    r"|\b([Bb]earer|[Bb]asic|[Tt]oken) [\w.~+/-]{16,}=*",  # the value of an Authorization header
     re.DOTALL,
 )
 

@@ -6,6 +6,7 @@ and certificates live in the store. The text of each `Meta` is the reference doc
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import tomllib
 from pathlib import Path
@@ -313,6 +314,14 @@ class DnsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "their own choice: exec, httpreq, lexicon."
         ),
     ] = ()
+    private_apis: Annotated[
+        tuple[HostPort, ...],
+        Meta(
+            description="APIs of DNS services, as host:port, that may be at a private, loopback or link-local address "
+            "although callers have configured the provider. All others are refused there; providers of this file are "
+            "free."
+        ),
+    ] = ()
 
 
 class SecretsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -504,6 +513,8 @@ def _contradictions(table: Mapping[str, object], found: Sequence[Finding]) -> It
     yield from _rules_for_the_same(table.get("rate_limits"), faulty)
     if faulty.isdisjoint({("nats", "subject_root"), ("nats", "events_root")}):
         yield from _overlapping_roots(_section(NatsSettings, sound, "nats"), sound)
+    if not any(table == "nats" for table, *_ in faulty):
+        yield from _unclear_ingress(_section(NatsSettings, sound, "nats"))
     if faulty.isdisjoint({("http01", "listen"), ("tlsalpn01", "listen")}):
         both = _section(Http01Settings, sound, "http01"), _section(TlsAlpn01Settings, sound, "tlsalpn01")
         yield from _shared_addresses(*both)
@@ -512,6 +523,12 @@ def _contradictions(table: Mapping[str, object], found: Sequence[Finding]) -> It
         http01 = _section(Http01Settings, sound, "http01")
         yield from _upstream_or_not(http01)
         yield from _own_upstream("http01", http01)
+    if not any(table == "rest" for table, *_ in faulty):
+        rest = _section(RestSettings, sound, "rest")
+        yield from _half_of_tls(rest)
+        yield from _places_of_rest(rest)
+        if faulty.isdisjoint({("http01", "listen"), ("tlsalpn01", "listen")}):
+            yield from _places_taken(rest, sound)
     if not any(table == "tlsalpn01" for table, *_ in faulty):
         yield from _own_upstream("tlsalpn01", _section(TlsAlpn01Settings, sound, "tlsalpn01"))
 
@@ -559,6 +576,23 @@ def _overlapping_roots(nats: NatsSettings, tables: Mapping[str, Mapping[str, obj
         )
 
 
+def _unclear_ingress(nats: NatsSettings) -> Iterator[Finding]:
+    for place, each in enumerate(nats.ingress):
+        key: Key = ("nats", "ingress", place, "root")
+        for other in nats.ingress[:place]:
+            if each.root.overlaps(other.root):
+                yield Finding(key, f"{each.root!r} and {other.root!r} overlap: a request would be taken twice")
+        if each.root.overlaps(nats.events_root):
+            yield Finding(key, f"{each.root!r} and events_root {nats.events_root!r} overlap")
+        if each.identity == "auth_callout" and nats.servers and nats.callout_seed_file is None:
+            yield Finding(
+                ("nats", "ingress", place, "identity"),
+                "auth_callout at servers that are not our own needs callout_seed_file, the key that signs logins",
+            )
+    if len([each for each in nats.ingress if each.identity == "auth_callout"]) > 1:
+        yield Finding(("nats", "ingress"), "only one root can have auth_callout")
+
+
 def _shared_addresses(http01: Http01Settings, tlsalpn01: TlsAlpn01Settings) -> Iterator[Finding]:
     for place, address in enumerate(tlsalpn01.listen):
         # Every socket on port 0 gets a port of its own.
@@ -571,6 +605,53 @@ def _each_others_upstream(http01: Http01Settings, tlsalpn01: TlsAlpn01Settings) 
     for name, one, other in (("http01", http01, tlsalpn01), ("tlsalpn01", tlsalpn01, http01)):
         if one.upstream is not None and any(each.is_reached_by(one.upstream) for each in other.listen):
             yield Finding((name, "upstream"), f"{one.upstream} is where the daemon's other listener listens")
+
+
+def _half_of_tls(rest: RestSettings) -> Iterator[Finding]:
+    files = {"tls_certificate_file": rest.tls_certificate_file, "tls_key_file": rest.tls_key_file}
+    there = [name for name, path in files.items() if path is not None]
+    if len(there) == 1:
+        [missing] = files.keys() - there
+        yield Finding(("rest", there[0]), f"needs {missing} beside it")
+    if there and rest.tls_managed is not None:
+        yield Finding(("rest", "tls_managed"), f"goes without {' and '.join(there)}: keep one of the two ways")
+
+
+def _places_of_rest(rest: RestSettings) -> Iterator[Finding]:
+    has_tls = rest.tls_certificate_file is not None or rest.tls_managed is not None
+    paths = [each for each in rest.listen if each.is_path]
+    for place, each in enumerate(rest.listen):
+        if each.is_path and each != paths[0]:
+            yield Finding(("rest", "listen", place), f"there is one UNIX socket, and {paths[0]} is named already")
+        # Tokens and private keys would go in the clear.
+        if not each.is_path and not has_tls and not ipaddress.ip_address(_host(each)).is_loopback:
+            yield Finding(
+                ("rest", "listen", place),
+                f"{each} is not on loopback and needs TLS: tls_certificate_file and tls_key_file, or tls_managed",
+            )
+
+
+def _places_taken(rest: RestSettings, tables: Mapping[str, Mapping[str, object]]) -> Iterator[Finding]:
+    taken = {
+        "http01": _section(Http01Settings, tables, "http01").listen,
+        "tlsalpn01": _section(TlsAlpn01Settings, tables, "tlsalpn01").listen,
+    }
+    for place, each in enumerate(rest.listen):
+        for name, addresses in taken.items():
+            for address in addresses:
+                if not each.is_path and _meet(each, address):
+                    yield Finding(("rest", "listen", place), f"{each} is taken by {address} in {name}.listen")
+
+
+def _meet(one: str, other: str) -> bool:
+    """Whether two sockets cannot both listen there: [::] takes no IPv4, and every socket on port 0 gets its own."""
+    hosts, ports = {_host(one), _host(other)}, {each.rpartition(":")[2] for each in (one, other)}
+    same_family = len({":" in each for each in hosts}) == 1
+    return len(ports) == 1 and ports != {"0"} and same_family and (len(hosts) == 1 or bool(hosts & {"0.0.0.0", "::"}))  # noqa: S104 - compared
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]")
 
 
 def _upstream_or_not(http01: Http01Settings) -> Iterator[Finding]:

@@ -44,7 +44,9 @@ def _lines(file: Path) -> Mapping[Key, int]:
 
 
 def _complaints(settings: Settings) -> Iterator[tuple[Key, str]]:
-    nats = settings.nats
+    nats, rest = settings.nats, settings.rest
+    if rest.tls_certificate_file is not None and rest.tls_key_file is not None:
+        yield from _pair(rest.tls_certificate_file, rest.tls_key_file)
     for place, path in enumerate(settings.acme.trust_files):
         yield from _certificates(("acme", "trust_files", place), path)
     if nats.tls_ca_file is not None:
@@ -69,6 +71,23 @@ def _policies(files: Sequence[Path]) -> Iterator[tuple[Key, str]]:
                 yield ("access", "policy_files", place), line
         else:
             sound.append(path)
+
+
+def _pair(certificate: Path, private_key: Path) -> Iterator[tuple[Key, str]]:
+    wrong = [
+        *_readable(("rest", "tls_certificate_file"), certificate),
+        *_readable(("rest", "tls_key_file"), private_key),
+    ]
+    yield from wrong
+    if wrong:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, private_key, password="")
+    except (OSError, ValueError):
+        yield (
+            ("rest", "tls_key_file"),
+            f"{private_key} and {certificate} do not belong together, or are not both unencrypted PEM",
+        )
 
 
 def _certificates(key: Key, path: Path) -> Iterator[tuple[Key, str]]:

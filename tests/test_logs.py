@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 KEY = "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49\n-----END PRIVATE KEY-----"
+TOKEN = "scvt_Ab3dEf9h_" + "abc" * 16 + "0"
 JWS = "eyJhbGciOiJFUzI1NiJ9.eyJhIjoxfQ.c2lnbmF0dXJlc2lnbmF0dXJl"
 
 
@@ -54,13 +55,21 @@ def lines(output: io.StringIO) -> list[dict[str, Any]]:
         ("detail", f"sent {JWS}"),
         ("url", "nats://user:abc@host:4222"),
         ("url", "tls://u:abc@host"),
+        ("detail", f"a token {TOKEN}, mistyped"),
+        ("detail", f"?token={TOKEN}&x"),
+        ("detail", TOKEN[:30]),
+        ("detail", TOKEN.replace("scvt", "scvs")),
+        ("detail", TOKEN.replace("scvt", "scvb")),
+        ("detail", "Authorization: Bearer abcabcabcabcabcabc"),
+        ("detail", "authorization='basic YWJjOmFiY2FiY2FiY2FiYw=='"),
+        ("detail", "SUA" + "ABC2" * 13 + "ABC"),
     ],
 )
 def test_what_looks_like_a_secret_is_struck_out(name: str, value: object) -> None:
     """By its name or by its form: the second net, when somebody slips."""
     text = repr(logs.strike_secrets(None, "info", {"event": "x", name: value}))
     assert "<secret>" in text
-    for part in ("abc", "MIGHAgEA", "c2lnbmF0"):
+    for part in ("abc", "MIGHAgEA", "c2lnbmF0", "YWJjOm", "ABC2"):
         assert part not in text
 
 
@@ -78,6 +87,9 @@ def test_what_looks_like_a_secret_is_struck_out(name: str, value: object) -> Non
         ("keys", "k"),
         ("secretary", "s"),
         ("detail", "at 12:30 mail a@b.test"),
+        ("detail", "the service wants basic authentication, or a bearer token"),
+        ("principal", "token:Ab3dEf9h"),
+        ("detail", "the token scvt_Ab3dEf9h is revoked"),
     ],
 )
 def test_what_only_sounds_like_one_is_left(name: str, value: object) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from scaivaultd.acme import signing, wire
+from scaivaultd.acme import named_urls, signing, wire
 from scaivaultd.acme.exchange import CaConflict, NotOffered, NotThereYet
 from scaivaultd.acme.x509 import DownloadedChain
 from scaivaultd.model.errors import (
@@ -194,11 +194,11 @@ class AcmeClient:
 
     async def order(self, url: str) -> Fetched:
         """Read an order by POST-as-GET."""
-        return self._fetched(await self._post(url, None, "the order"))
+        return self._named(await self._post(url, None, "the order"))
 
     async def authorization(self, url: str) -> Fetched:
         """Read an authorization by POST-as-GET."""
-        return self._fetched(await self._post(url, None, "an authorization"))
+        return self._named(await self._post(url, None, "an authorization"))
 
     async def deactivate_authorization(self, url: str) -> Fetched:
         """Give a proof, or the attempt at one, up (7.5.2): pending ones count against limits. May be repeated.
@@ -214,7 +214,7 @@ class AcmeClient:
     async def finalize(self, url: str, csr_der: bytes) -> Fetched:
         """Send the CSR (7.4). Never repeated here: after a doubtful outcome read the order first."""
         payload = {"csr": signing.base64url(csr_der)}
-        return self._fetched(await self._post(url, payload, "finalize", repeatable=False))
+        return self._named(await self._post(url, payload, "finalize", repeatable=False))
 
     async def certificate(self, url: str) -> bytes:
         """Download one chain (7.4.2), unjudged; may be repeated.
@@ -321,9 +321,16 @@ class AcmeClient:
     def _fetched(self, answer: Answer) -> Fetched:
         return Fetched(url=answer.url, body=answer.body, retry_after=self._connection.pace(answer))
 
+    def _named(self, answer: Answer) -> Fetched:
+        """What was read; nothing of it is used when it names a URL that is not the CA's."""
+        for url in named_urls.of_resource(answer.body):
+            self._connection.check_url(url)
+        return self._fetched(answer)
+
     def _located(self, answer: Answer, what: str) -> Fetched:
         if answer.location is None:
             raise CaMisbehaved(f"the CA's answer to {what} has no usable Location")
+        self._connection.check_url(answer.location)
         return msgspec.structs.replace(self._fetched(answer), url=answer.location)
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from scaivaultd.acme import exchange, wire
+from scaivaultd.acme import exchange, named_urls, wire
 from scaivaultd.acme.exchange import Answer
 from scaivaultd.model.errors import CaMisbehaved, CaUnavailable, ScaivaultError
 from scaivaultd.net.acme_client import AcmeClient
@@ -69,7 +69,7 @@ class CaConnection:
     ) -> None:
         self.directory_url = directory_url
         self._settings = settings
-        self._guard = guard
+        self._urls = guard.ca_of(directory_url)
         self._clock = clock
         self._randomness = randomness
         self._log = log.bind(ca=urlsplit(directory_url).hostname)
@@ -114,6 +114,8 @@ class CaConnection:
             try:
                 answer = await self._patiently(lambda: self._read(self.directory_url, "the directory"))
                 directory = wire.directory_from(answer.body)
+                for url in named_urls.of_directory(directory):
+                    self.check_url(url)
             except ScaivaultError:
                 if cached is None:
                     raise
@@ -146,12 +148,19 @@ class CaConnection:
         Raises:
             CaRefused, CaMisbehaved, CaUnavailable, BackendRateLimited: in the CA's words.
         """
-        self._guard.check_url(url)
-
+        self.check_url(url)
         if repeatable:
             return await self._patiently(lambda: self._signed(url, payload, what, key, kid, self._fresh_nonce))
         # The nonce may be fetched as often as it takes; only the request itself goes out once.
         return await self._signed(url, payload, what, key, kid, lambda: self._patiently(self._fresh_nonce))
+
+    def check_url(self, url: str) -> None:
+        """Refuse a URL that is not this CA's; every request does so itself.
+
+        Raises:
+            CaMisbehaved: plain http, another host than the directory's, or an inner address.
+        """
+        self._urls.check(url)
 
     def pace(self, answer: Answer) -> float | None:
         """When the CA wants to be asked about this again, in seconds."""
@@ -179,14 +188,14 @@ class CaConnection:
 
     async def _fresh_nonce(self) -> str:
         url = (await self.directory()).new_nonce
-        self._guard.check_url(url)
+        self.check_url(url)
         answer = self._accepted(await self._request("HEAD", url, "newNonce", None), "newNonce")
         if answer.nonce is None:
             raise CaMisbehaved("the CA's newNonce answer has no usable Replay-Nonce")
         return answer.nonce
 
     async def _read(self, url: str, what: str, *, directory_age_seconds: float = 0.0) -> Answer:
-        self._guard.check_url(url)
+        self.check_url(url)
         answer = await self._send("GET", url, what, None)
         return self._accepted(answer, what, directory_age_seconds=directory_age_seconds)
 

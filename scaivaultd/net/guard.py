@@ -1,7 +1,8 @@
-"""Which addresses a CA may be at: nobody who may name a directory URL gets to talk to our inner network.
+"""Where the daemon connects to: nobody who may name a URL gets it to talk to our inner network.
 
-Checked twice: when an account names its directory (a clear answer to the caller), and at every
-connection (a name may resolve elsewhere tomorrow, and a CA's answers name further URLs).
+Addresses are checked twice: when an account names its directory (a clear answer to the caller), and at
+every connection (a name may resolve elsewhere tomorrow), where what was checked is what is connected to.
+URLs that a CA names are checked before they are visited: they stay on its directory's host.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import re
 import socket
 import threading
 from collections.abc import Awaitable, Callable
@@ -29,49 +31,31 @@ LookUp = Callable[[str, int, socket.AddressFamily], Awaitable[list[ResolveResult
 
 
 ORIGINS_MAX = 1000
-"""How many origins are remembered as judged; CAs are few, and whatever they send must not grow without end."""
+"""How many origins are remembered as judged; whatever a CA sends must not grow without end."""
+
+# One meaning for every reader of URLs: no login, no backslash, no percent-encoded dots.
+_AUTHORITY = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}(?:%[0-9A-Za-z.%]{1,40})?\])(?::[0-9]{1,5})?")
 
 
 class AddressGuard:
-    """Refuses loopback, link-local, private and reserved addresses except those listed as `host:port`."""
+    """Refuses loopback, link-local, private and reserved addresses except those listed as `host:port`.
 
-    def __init__(self, private_directories: Sequence[str]) -> None:
+    `further_hosts` are those at which every CA's URLs may be, as `host:port` too.
+    """
+
+    def __init__(self, private_directories: Sequence[str], further_hosts: Sequence[str] = ()) -> None:
         self._listed = frozenset(entry.lower() for entry in private_directories)
-        self._good_origins: set[str] = set()
+        self._further = frozenset(entry.lower() for entry in further_hosts)
 
     def allows(self, host: str, port: int, address: str) -> bool:
         """Whether a connection to `address` under the name `host` may be made."""
         if _is_public(ipaddress.ip_address(address.partition("%")[0])):
             return True
-        names = {host.lower(), address.lower()}
-        return any(entry in self._listed for name in names for entry in (f"{name}:{port}", f"[{name}]:{port}"))
+        return any(_place(name, port) in self._listed for name in (host, address))
 
-    def check_url(self, url: str) -> None:
-        """Refuse a URL from a CA that is not https or names a forbidden address literally.
-
-        Raises:
-            CaMisbehaved: such a URL; names are judged when they have been resolved.
-        """
-        origin = "/".join(url.split("/", 3)[:3])
-        if origin in self._good_origins and url.isascii():
-            return  # an order asks a handful of URLs of one CA again and again
-        self._check_url(url)
-        if len(self._good_origins) < ORIGINS_MAX:
-            self._good_origins.add(origin)
-
-    def _check_url(self, url: str) -> None:
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname or "", parts.port or 443
-        except ValueError as error:
-            raise CaMisbehaved(f"the CA sent a URL that is none: {error}") from error
-        if not url.isascii():
-            # Digits of other scripts would be folded to an address after we have looked.
-            raise CaMisbehaved("the CA sent a URL with characters that no URL has (RFC 3986)")
-        if parts.scheme != "https" or not host:
-            raise CaMisbehaved(f"the CA sent a URL that is not https: {url[:200]!r}")
-        if _is_address(host) and not self.allows(host, port, host):
-            raise CaMisbehaved(f"the CA sent a URL at a private address: {host}:{port}")
+    def ca_of(self, directory_url: str) -> CaUrls:
+        """What judges the URLs of the CA with this directory."""
+        return CaUrls(directory_url, self._further, self)
 
     async def check_directory(self, url: str) -> None:
         """Refuse a directory URL that a caller wants to use.
@@ -99,6 +83,53 @@ class AddressGuard:
                 f'can allow it with [acme] private_directories = ["{host}:{port}"]'
             )
             raise InvalidRequest(detail, [FieldError(pointer="/directory_url", code="private_address", detail=detail)])
+
+
+class CaUrls:
+    """Refuses what a CA names as a URL of its own and is not: plain http, another host, an inner address."""
+
+    def __init__(self, directory_url: str, further: frozenset[str], guard: AddressGuard) -> None:
+        """Use `AddressGuard.ca_of`."""
+        parts = urlsplit(directory_url)
+        self._own = _place(parts.hostname or "", parts.port or 443)
+        self._further = further
+        self._guard = guard
+        self._good_origins: set[str] = set()
+
+    def check(self, url: str) -> None:
+        """Judge a URL before it is visited, or kept.
+
+        Raises:
+            CaMisbehaved: it is not to be visited. Addresses behind names are judged when they have been resolved.
+        """
+        origin = "/".join(url.split("/", 3)[:3])
+        if origin in self._good_origins and url.isascii():
+            return  # an order asks a handful of URLs again and again
+        self._check(url)
+        if len(self._good_origins) < ORIGINS_MAX:
+            self._good_origins.add(origin)
+
+    def _check(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname or "", parts.port or 443
+        except ValueError as error:
+            raise CaMisbehaved("the CA sent a URL that is none") from error
+        if not url.isascii() or not url.isprintable():
+            # Digits of other scripts would be folded to an address after we have looked.
+            raise CaMisbehaved("the CA sent a URL with characters that no URL has (RFC 3986)")
+        if parts.scheme != "https" or not host:
+            raise CaMisbehaved(f"the CA sent a URL that is not https: {url[:200]!r}")
+        if not _AUTHORITY.fullmatch(parts.netloc):
+            raise CaMisbehaved(f"the CA sent a URL whose host is no plain host and port: {parts.netloc[:200]!r}")
+        place = _place(host, port)
+        if place != self._own and place not in self._further:
+            raise CaMisbehaved(
+                f"the CA sent a URL at {place}, and its directory is at {self._own}; it is not visited unless an "
+                f'administrator allows it with [acme] further_hosts = ["{place}"]'
+            )
+        if _skips_resolvers(host) and not (_is_address(host) and self._guard.allows(host, port, host)):
+            raise CaMisbehaved(f"the CA sent a URL at a private address: {place}")
 
 
 class GuardedResolver(AbstractResolver):
@@ -193,6 +224,15 @@ def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     if address in _NAT64 or address in _IPV4_COMPATIBLE:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour
+
+
+def _place(host: str, port: int) -> str:
+    return (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").lower()
+
+
+def _skips_resolvers(host: str) -> bool:
+    # The HTTP client asks none for digits and dots, and to the system 2130706433 and 127.1 are 127.0.0.1.
+    return ":" in host or host.replace(".", "").isdigit()
 
 
 def _is_address(host: str) -> bool:

@@ -27,11 +27,18 @@ class Log(Protocol):
         ...
 
 
+def anywhere(host: str, port: int, address: str) -> bool:
+    """Nothing is out of reach."""
+    return True
+
+
 class PluginContext(msgspec.Struct, frozen=True, kw_only=True):
     """What a DNS provider or a secret backend works with.
 
     `fraction` returns a random number from 0 up to 1, for jitter. `user_agent` is what HTTP requests
-    should call themselves. Nothing here may be used after the plugin's context manager was left.
+    should call themselves. `may_reach` judges an address under its name and port before it is connected to: callers
+    who configure a provider do not get it to talk to the inner network. `scaivaultd.plugin.http` asks it by itself.
+    Nothing here may be used after the plugin's context manager was left.
     """
 
     secrets: SecretReader
@@ -39,3 +46,4 @@ class PluginContext(msgspec.Struct, frozen=True, kw_only=True):
     fraction: Callable[[], float]
     log: Log
     user_agent: str
+    may_reach: Callable[[str, int, str], bool] = anywhere

@@ -8,6 +8,7 @@ from __future__ import annotations
 import email.utils
 import ipaddress
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC
@@ -16,6 +17,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
 import msgspec
+from aiohttp.abc import ResolveResult
 from yarl import URL
 
 from scaivaultd.plugin.context import PluginContext
@@ -256,18 +258,59 @@ async def open_api(
     """An `HttpApi` with a session of its own.
 
     Raises:
-        PermanentError: the root is no https URL; http is taken for loopback addresses only.
+        PermanentError: the root is no https URL, or at an address out of reach; http is taken for loopback addresses
+            only.
     """
     require_safe(root)
+    _require_within_reach(root, context)
     timeout = aiohttp.ClientTimeout(total=settings.request_timeout, connect=CONNECT_SECONDS)
-    async with _session(timeout) as session, _session(timeout, force_close=True) as fresh:
+    async with _session(timeout, context) as session, _session(timeout, context, force_close=True) as fresh:
         yield HttpApi(session, root, settings, context, authorize=authorize, error_from=error_from, fresh=fresh)
 
 
-def _session(timeout: aiohttp.ClientTimeout, *, force_close: bool = False) -> aiohttp.ClientSession:
+class _WithinReach(aiohttp.ThreadedResolver):
+    """The system's resolver without the addresses that are out of reach: those that are left are connected to."""
+
+    def __init__(self, context: PluginContext) -> None:
+        super().__init__()
+        self._may_reach = context.may_reach
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Raises PermanentError when all of them are."""
+        found = await super().resolve(host, port, family)
+        allowed = [each for each in found if self._may_reach(host, port, each["host"])]
+        if found and not allowed:
+            raise _out_of_reach(host, port)
+        return allowed
+
+
+def _require_within_reach(root: str, context: PluginContext) -> None:
+    _, host, port = origin_of(root)
+    # aiohttp asks no resolver for digits and dots, and to the system 2130706433 and 127.1 are 127.0.0.1.
+    if not host or not port or not (":" in host or host.replace(".", "").isdigit()):
+        return
+    if not _is_address(host):
+        raise PermanentError(f"{host} is no address in its usual form")
+    if not context.may_reach(host, port, host):
+        raise _out_of_reach(host, port)
+
+
+def _out_of_reach(host: str, port: int) -> PermanentError:
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return PermanentError(
+        f"{place} is at a private, loopback or link-local address; an administrator can allow it with [dns] "
+        f'private_apis = ["{place}"], or configure the provider in the configuration file'
+    )
+
+
+def _session(
+    timeout: aiohttp.ClientTimeout, context: PluginContext, *, force_close: bool = False
+) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         timeout=timeout,
-        connector=aiohttp.TCPConnector(force_close=force_close),
+        connector=aiohttp.TCPConnector(force_close=force_close, resolver=_WithinReach(context)),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=True,
         trust_env=False,
@@ -384,6 +427,14 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _without_credentials(body: bytes, authorization: Mapping[str, str]) -> bytes:

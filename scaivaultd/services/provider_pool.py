@@ -340,9 +340,13 @@ class ProviderPool:
         kinds: Mapping[str, DnsProviderKind],
         context: PluginContext,
         log: FilteringBoundLogger,
+        *,
+        by_request: PluginContext | None = None,
     ) -> None:
+        """`by_request` is lent to providers that callers have configured, where that is another context."""
         self.kinds = kinds
         self._context = context
+        self._by_request = by_request or context
         self._log = log
         self._open: dict[str, OpenProvider] = {}
         self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -401,7 +405,8 @@ class ProviderPool:
             raise DnsProviderError(
                 f"DNS provider {record.name}: its config does not fit its type any more ({error})", is_final=True
             ) from None
-        provider = OpenProvider(record, kind, settings, self._context, self._log)
+        context = self._context if record.origin == "file" else self._by_request
+        provider = OpenProvider(record, kind, settings, context, self._log)
         await provider.open()
         return provider
 

@@ -10,7 +10,7 @@ import pytest
 from aiohttp.abc import ResolveResult
 
 from scaivaultd.model.errors import CaMisbehaved, InvalidRequest
-from scaivaultd.net.guard import AddressGuard, GuardedResolver
+from scaivaultd.net.guard import AddressGuard, CaUrls, GuardedResolver
 
 CLOSED = AddressGuard(())
 PRIVATE = [
@@ -83,6 +83,10 @@ def test_an_entry_opens_one_host_at_one_port(listed: str, host: str, port: int, 
     assert AddressGuard([listed]).allows(host, port, address) is allowed
 
 
+def ca_at(directory_url: str, *further: str, private: tuple[str, ...] = ()) -> CaUrls:
+    return AddressGuard(private, further).ca_of(directory_url)
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -96,22 +100,94 @@ def test_an_entry_opens_one_host_at_one_port(listed: str, host: str, port: int, 
         "https://[::1",
         "https://ca.example.org:99999/",
         "https://ca.example.org:x/",
-        "https://127.0.0.1/",
-        "https://user@127.0.0.1/",
-        "https://example.org@127.0.0.1/",
-        "https://[::1]/",
-        "https://[fe80::1%25eth0]/",
-        "https://[::ffff:10.0.0.1]/",
-        "https://169.254.169.254/latest/meta-data",
+        "https://ca.example.org:0443/\n",
+        "https://ca.example.org/\r\nX: y",
+        "https://user@ca.example.org/",
+        "https://user:pass@ca.example.org/",
+        "https://ca.example.org\\/x",
+        "https://other.test\\.ca.example.org/",
+        "https://ca%2eexample.org/",
         "https://127.0.0.1\t/",
         "javascript:alert(1)",
     ],
 )
-def test_a_url_from_a_ca_is_refused_when_it_leads_elsewhere(url: str) -> None:
-    """A CA's answers name further URLs: a hostile one must not send us into the inner network, or to plain http."""
+def test_a_url_from_a_ca_that_is_no_plain_https_url_is_refused(url: str) -> None:
+    """Two readers of URLs must not see two hosts: what was judged would not be what is visited."""
     with pytest.raises(CaMisbehaved) as caught:
-        CLOSED.check_url(url)
+        ca_at("https://ca.example.org/dir").check(url)
     assert len(caught.value.detail) < 400
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://other.test/x",
+        "https://ca.example.org.other.test/x",
+        "https://sub.ca.example.org/x",
+        "https://example.org/x",
+        "https://ca.example.org./x",
+        "https://ca.example.org:8443/x",
+        "https://127.0.0.1/",
+        "https://[::1]/",
+        "https://[fe80::1%25eth0]/",
+        "https://[::ffff:10.0.0.1]/",
+        "https://169.254.169.254/latest/meta-data",
+        "https://2130706433/",
+        "https://8.8.8.8/",
+    ],
+)
+def test_a_url_at_another_host_than_the_directorys_is_refused(url: str) -> None:
+    """A hostile CA must not send us anywhere; the administrator learns what would allow it."""
+    with pytest.raises(CaMisbehaved, match=r"further_hosts = \[\"") as caught:
+        ca_at("https://ca.example.org/dir").check(url)
+    assert caught.value.code == "ca_error"
+    assert len(caught.value.detail) < 400
+
+
+@pytest.mark.parametrize(
+    ("directory", "url"),
+    [
+        ("https://ca.example.org/dir", "https://ca.example.org/x"),
+        ("https://ca.example.org/dir", "https://ca.example.org:443/x"),
+        ("https://CA.example.org:443/dir", "https://ca.EXAMPLE.org/x?y=%2f"),
+        ("https://8.8.8.8/dir", "https://8.8.8.8/x"),
+        ("https://[2606:4700::1]:8443/dir", "https://[2606:4700::1]:8443/x"),
+        ("https://ca.example.org/dir", "https://files.example.org/x"),
+        ("https://ca.example.org/dir", "https://arI.example.org:8443/x"),
+    ],
+)
+def test_the_cas_own_urls_and_those_at_listed_hosts_pass(directory: str, url: str) -> None:
+    """However its host and port are spelled."""
+    urls = ca_at(directory, "Files.example.org:443", "ari.example.org:8443")
+    urls.check(url)
+    urls.check(url)
+
+
+@pytest.mark.parametrize(
+    "directory",
+    [
+        "https://127.0.0.1:1/dir",
+        "https://[::ffff:10.0.0.1]/dir",
+        "https://[::1]/dir",
+        "https://2130706433/dir",
+        "https://127.1/dir",
+        "https://127.0.0.1./dir",
+    ],
+)
+def test_an_inner_address_is_refused_even_where_the_directory_is_there_too(directory: str) -> None:
+    """The entry that opened it may be gone since the account was made; being a further host opens nothing either."""
+    for urls in (ca_at(directory), ca_at("https://ca.example.org/", directory.split("/")[2])):
+        with pytest.raises(CaMisbehaved):
+            urls.check(f"{directory}/x")
+
+
+def test_what_one_ca_may_visit_is_nothing_to_another() -> None:
+    """Judged origins are remembered, each for its own CA."""
+    guard = AddressGuard(["127.0.0.1:1", "127.0.0.1:2"])
+    one, other = guard.ca_of("https://127.0.0.1:1/dir"), guard.ca_of("https://127.0.0.1:2/dir")
+    one.check("https://127.0.0.1:1/x")
+    with pytest.raises(CaMisbehaved):
+        other.check("https://127.0.0.1:1/x")
 
 
 @pytest.mark.parametrize(
@@ -121,13 +197,7 @@ def test_a_url_from_a_ca_is_refused_when_it_leads_elsewhere(url: str) -> None:
 def test_an_address_in_other_digits_is_an_address(host: str) -> None:
     """The HTTP client folds full-width and circled digits to 127.0.0.1 and asks no resolver: the guard is passed by."""
     with pytest.raises(CaMisbehaved):
-        CLOSED.check_url(f"https://{host}/")
-
-
-@pytest.mark.parametrize("url", ["https://ca.example.org/x", "https://8.8.8.8/", "https://[2606:4700::1]:8443/"])
-def test_an_ordinary_url_passes(url: str) -> None:
-    """Names are judged when they have been resolved."""
-    CLOSED.check_url(url)
+        ca_at(f"https://{host}/").check(f"https://{host}/")
 
 
 @pytest.mark.parametrize(
