@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from nats.aio.client import Client
 
+from scaivaultd.gateways.nats_identity import OWN_INBOX, REQUEST_INFO
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -34,6 +36,21 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
         return f"BusSettings({len(self.servers)} servers)"
 
 
+class _Client(Client):
+    """A client that can be asked what stands in `Nats-Request-Info`.
+
+    nats-server replaces the spelling of that header that it knows, and adds its own to the end of the headers. A
+    sender can write one that the server does not see but nats-py does (with a space in front of it), and leave the end
+    of the headers out, so that the server's becomes part of another value.
+    """
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        parsed = await super()._process_headers(headers)
+        if parsed and REQUEST_INFO in parsed and bytes(headers).lower().count(REQUEST_INFO.lower().encode()) > 1:
+            del parsed[REQUEST_INFO]
+        return parsed
+
+
 class NatsBus:
     """One NATS connection for the whole daemon.
 
@@ -49,12 +66,17 @@ class NatsBus:
         self._connected = asyncio.Event()
         self._last_error = "not connected yet"
         self._closing = False
-        self.client = Client()
+        self.client: Client = _Client()
 
     @property
     def is_connected(self) -> bool:
         """Whether the server is there right now, as far as we know."""
         return bool(self.client.is_connected)
+
+    @property
+    def server_version(self) -> str:
+        """By the server's own word; empty before the first connection."""
+        return str(self.client._server_info.get("version", ""))
 
     @property
     def last_error(self) -> str:
@@ -76,6 +98,7 @@ class NatsBus:
             ping_interval=15,
             max_outstanding_pings=2,
             pending_size=0,
+            inbox_prefix=OWN_INBOX,
             **self._login(),
         )
         self._connected.set()

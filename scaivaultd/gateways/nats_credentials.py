@@ -1,21 +1,19 @@
 """NATS credentials files (`.creds`): a user JWT and the seed that signs the server's nonce.
 
-The layout is that of the `nsc` tool: two blocks between dashed BEGIN and END lines. The seed is an
-nkey: base32 of two prefix bytes, 32 bytes of Ed25519 seed and a CRC. The file is read at each
+The layout is that of the `nsc` tool: two blocks between dashed BEGIN and END lines. The file is read at each
 connection, so that a rotated one is used without a restart.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import re
 from typing import TYPE_CHECKING
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
+from scaivaultd.gateways.nkeys import KeyPair, read_seed
 from scaivaultd.model.errors import StartupError
+from scaivaultd.plugin import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,9 +71,5 @@ class CredentialsFile:
         return jwt, seed
 
 
-def _key_of(seed: str) -> Ed25519PrivateKey:
-    raw = base64.b32decode(seed + "=" * (-len(seed) % 8))
-    content, checksum = raw[:-2], raw[-2:]
-    if len(content) != 34 or binascii.crc_hqx(content, 0).to_bytes(2, "little") != checksum:
-        raise ValueError("no nkey seed")
-    return Ed25519PrivateKey.from_private_bytes(content[2:])
+def _key_of(seed: str) -> KeyPair:
+    return read_seed(Secret(seed), "U")

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from scaivaultd.gateways.nats_configuration import Callout, Login, Logins, configuration
 from scaivaultd.gateways.nats_process import LAUNCHER, SYSTEM_PATH, ServerProcess, ask
 from scaivaultd.gateways.nats_store_watch import StoreWatch, room
 from scaivaultd.model.errors import StartupError
@@ -46,6 +47,8 @@ _FEATURE_FLAGS_SINCE = (2, 14)  # older servers refuse fields they do not know
 _HOST = "127.0.0.1"
 _ANY_PORT = -1
 _USER = "local"
+_OWN_USER = "scaivaultd"
+_CALLOUT_USER = "scaivaultd-logins"
 _PASSWORD_BYTES = 32
 
 _READY_SECONDS = 60.0  # recovery of a store of a million messages after a crash takes two
@@ -67,11 +70,9 @@ _LOG_LEVELS = {
 }
 # Expected: any NATS client can use a password, and its file is as private as a key's would be.
 _EXPECTED_WARNING = "Plaintext passwords detected"
-
-
-class _Credentials(msgspec.Struct, frozen=True):
-    user: str
-    password: Secret
+# What any client can make it say, as often as it likes.
+_OF_CLIENTS = re.compile(r"authentication error|(?:Publish|Subscription|Reply) Violation|Auth callout service returned")
+_OF_CLIENTS_EVERY_SECONDS = 10.0
 
 
 class _ClientFile(msgspec.Struct, frozen=True):
@@ -82,26 +83,6 @@ class _ClientFile(msgspec.Struct, frozen=True):
     user: str
     password: Secret
     credentials_file: str
-
-
-class _JetStream(msgspec.Struct, frozen=True):
-    store_dir: str  # the server adds `/jetstream`
-    max_memory_store: int = 64 << 20
-    max_file_store: int = 4 << 30
-    sync_interval: str = "always"  # the default, two minutes, loses acknowledged writes with the power
-
-
-class _Configuration(msgspec.Struct, frozen=True):
-    """The server's configuration: its language takes JSON as it is."""
-
-    listen: str
-    ports_file_dir: str
-    authorization: _Credentials
-    jetstream: _JetStream
-    feature_flags: dict[str, bool] | msgspec.UnsetType
-    max_payload: int = 2 << 20
-    max_connections: int = 4096
-    logtime: bool = False  # our log has its own
 
 
 class _PortsFile(msgspec.Struct, frozen=True):
@@ -196,8 +177,9 @@ class NatsServerChild:
     Entering returns when the server takes clients and `<state_dir>/nats/client.json` says where. A
     server that dies by itself is started again on the same port, with pauses from 0.1 to 30 s, so
     clients that keep reconnecting come back; if the port was taken meanwhile, `url` and the file
-    change. One whose store gave up is restarted once there is room on its disk. There is one user,
-    who may do everything; its password outlives restarts. Leaving stops the server in order (SIGTERM,
+    change. One whose store gave up is restarted once there is room on its disk. The user of that file
+    may do everything, and its password outlives restarts; the daemon's own logins are drawn for each
+    run, and stand in no file but the server's configuration. Leaving stops the server in order (SIGTERM,
     5 s, SIGKILL) and removes `client.json`. Cancellation at any point leaves no server behind. Enter
     it in a thread that lives as long as the daemon.
 
@@ -213,20 +195,27 @@ class NatsServerChild:
         clock: Clock,
         randomness: Randomness,
         log: FilteringBoundLogger,
+        callout: Callout | None = None,
         room: Callable[[Path], int] = room,
     ) -> None:
-        """`room` tells how many bytes may still be written in a directory."""
+        """`callout` lets tokens log in. `room` tells how many bytes may still be written in a directory."""
         self._places = _Places(state_dir.absolute() / "nats")
         self._binary = binary
         self._clock = clock
         self._randomness = randomness
         self._log = log
+        self._callout = callout
         self._version = OLDEST_VERSION
-        self._credentials = _Credentials(_USER, Secret(""))
+        self._credentials = Login(_USER, Secret(""))
+        self.own = Login(_OWN_USER, self._drawn())
+        """What the daemon itself logs in with."""
+        self.answering = Login(_CALLOUT_USER, self._drawn())
+        """What whoever answers for tokens logs in with."""
         self._port = _ANY_PORT
         self._lock: int | None = None
         self._process: ServerProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        self._of_clients_at = float("-inf")
         self._store_watch = StoreWatch(self._places.store, self._end, room=room, clock=clock, log=log)
 
     @property
@@ -236,12 +225,12 @@ class NatsServerChild:
 
     @property
     def user(self) -> str:
-        """The one user's name."""
+        """The name of the user in `client.json`."""
         return self._credentials.user
 
     @property
     def password(self) -> Secret:
-        """The one user's password: letters, digits, `-` and `_`."""
+        """That user's password: letters, digits, `-` and `_`."""
         return self._credentials.password
 
     @property
@@ -321,16 +310,18 @@ class NatsServerChild:
             await self._clock.sleep(_LOCK_POLL_SECONDS)
         return lock
 
-    def _load_credentials(self) -> _Credentials:
+    def _load_credentials(self) -> Login:
         """Those of earlier runs, so that what clients copied stays valid; anew if others could read them."""
         path = self._places.credentials
         with suppress(FileNotFoundError, msgspec.DecodeError):
             if path.stat().st_mode & 0o077 == 0:
-                return msgspec.json.decode(path.read_bytes(), type=_Credentials, dec_hook=_conceal)
-        drawn = base64.urlsafe_b64encode(self._randomness.token_bytes(_PASSWORD_BYTES)).rstrip(b"=")
-        credentials = _Credentials(_USER, Secret(drawn.decode()))
+                return msgspec.json.decode(path.read_bytes(), type=Login, dec_hook=_conceal)
+        credentials = Login(_USER, self._drawn())
         _write_private(path, credentials)
         return credentials
+
+    def _drawn(self) -> Secret:
+        return Secret(base64.urlsafe_b64encode(self._randomness.token_bytes(_PASSWORD_BYTES)).rstrip(b"=").decode())
 
     def _last_port(self) -> int:
         with suppress(OSError, ValueError):
@@ -363,15 +354,16 @@ class NatsServerChild:
         if self._port != _ANY_PORT and not _is_free(self._port):
             raise StartupError(f"port {self._port} of {_HOST} is taken by another program; waiting for it to be free")
         # The other form of acknowledgement subjects is more than nats-py can read: it breaks the whole client.
-        flags = {"js_ack_fc_v2": False} if self._version >= _FEATURE_FLAGS_SINCE else msgspec.UNSET
-        configuration = _Configuration(
+        flags = {"js_ack_fc_v2": False} if self._version >= _FEATURE_FLAGS_SINCE else None
+        content = configuration(
             listen=f"{_HOST}:{self._port}",
-            ports_file_dir=str(self._places.ports),
-            authorization=self._credentials,
-            jetstream=_JetStream(store_dir=str(self._places.root)),
-            feature_flags=flags,
+            ports=str(self._places.ports),
+            store=str(self._places.root),
+            logins=Logins(own=self.own, callout=self.answering, local=self._credentials),
+            callout=self._callout,
+            flags=flags,
         )
-        _write_private(self._places.configuration, configuration)
+        _write_private(self._places.configuration, content)
 
     async def _spawn(self) -> ServerProcess:
         launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid())]
@@ -456,6 +448,11 @@ class NatsServerChild:
         level, text = (parsed["level"], parsed["text"]) if parsed else ("WRN", line)
         if level in ("WRN", "ERR") and self._store_watch.hear(text):
             level = "DBG"
+        if _OF_CLIENTS.search(text):
+            if self._clock.monotonic() - self._of_clients_at < _OF_CLIENTS_EVERY_SECONDS:
+                level = "DBG"
+            else:
+                self._of_clients_at = self._clock.monotonic()
         if text.strip() and _EXPECTED_WARNING not in text:
             self._log.log(_LOG_LEVELS.get(level, logging.WARNING), "nats_server.log", text=text)
 

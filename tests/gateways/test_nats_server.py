@@ -394,6 +394,18 @@ class TestServing:
         assert "Server is ready" in lines
         assert set(lines.values()) == {"debug"}
 
+    async def test_clients_that_do_wrong_all_day_do_not_fill_our_log(
+        self, new_child: Callable[..., NatsServerChild], script: Callable[[str], Path], binary: Path, journal: Journal
+    ) -> None:
+        """The server has a line for each refusal; the first one tells enough."""
+        said = "127.0.0.1:1 - cid:1 - authentication error", 'x - Publish Violation - Subject "y"'
+        echo = " ".join(f"echo '[1] [ERR] {each}';" for each in said)
+        program = script(f'if [ "$1" = -c ]; then {echo} fi; exec "{binary}" "$@"')
+        async with new_child(program=program):
+            pass
+        levels = [entry["level"] for entry in journal.entries if entry.get("text") in said]
+        assert levels == ["error", "debug"]
+
 
 class TestDying:
     async def test_a_killed_server_comes_back_with_its_port_and_data(

@@ -1,4 +1,4 @@
-"""Buses that hang, answers that do not fit, and secrets in the wrong member."""
+"""Buses that hang, users of the bus who want more than is theirs, answers that do not fit, misplaced secrets."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import nats
 import pytest
 
 from scaivaultd.demo.ca import Misbehaviour
 from scaivaultd.demo.ca_misbehaviour import Status
 from scaivaultd.demo.process import free_port, until
+from tests.fakes.raw_nats import raw, refusal
 
 pytestmark = pytest.mark.system
 
@@ -59,7 +61,8 @@ async def test_long_lists_come_in_pages_that_fit_the_bus(make_ca: Any, new_nats:
     server = new_nats()
     await server.start()
     local = await make_ca(free_port(), misbehaviour=Misbehaviour(always_valid=True))
-    daemon = new_daemon(local, url=server.url, nats=f'servers = ["{server.url}"]')
+    trusted = '[[nats.ingress]]\nroot = "scaivault.v1"\nidentity = "trusted"'
+    daemon = new_daemon(local, url=server.url, nats=f'servers = ["{server.url}"]\n{trusted}')
     await daemon.start()
     account_id = await daemon.account(local)
     ids = []
@@ -110,3 +113,160 @@ async def test_a_poisoned_problem_keeps_neither_list_nor_start_from_working(make
     await daemon.start()
     page = await daemon.ask("pki.acme.orders.list")
     assert [each["order_id"] for each in page["items"]] == [order["order_id"]]
+
+
+class Bus:
+    """A daemon with two tokens that may do all there is, and one client that sees everything that goes by."""
+
+    def __init__(
+        self, daemon: Any, alice: dict[str, Any], mallory: dict[str, Any], seen: list[tuple[str, bytes]]
+    ) -> None:
+        self.daemon = daemon
+        self.alice = alice
+        self.mallory = mallory
+        self.seen = seen
+        self.url = json.loads((daemon.state_dir / "nats/client.json").read_text())["server"]
+        self.root = f"scaivault.v1.as.{mallory['id']}"
+        self.alices_root = f"scaivault.v1.as.{alice['id']}"
+        self.alices_inbox = f"_INBOX_{alice['id']}"
+
+    async def settle(self) -> None:
+        """Wait until what was published has gone by, and has been answered."""
+        await self.daemon.ask("sys.info")
+        await self.daemon.ask("sys.info")
+
+
+@pytest.fixture
+async def bus(hanging_ca: Any, make_daemon: Any) -> Bus:
+    daemon = await make_daemon(hanging_ca)
+    rule = {"actions": ["*", "key.read"], "domains": ["**"]}
+    await daemon.ask("policies.put", name="all", principals=["token:*"], rules=[rule])
+    alice = await daemon.ask("tokens.create", name="alice", policies=["admin"])
+    mallory = await daemon.ask("tokens.create", name="mallory", policies=["admin"])
+    seen: list[tuple[str, bytes]] = []
+
+    async def see(message: Any) -> None:
+        seen.append((message.subject, message.data))
+
+    await daemon.client.subscribe(">", cb=see)
+    return Bus(daemon, alice, mallory, seen)
+
+
+async def test_nobody_hears_what_is_not_theirs(bus: Bus) -> None:
+    """Replies carry private keys, questions about logins carry tokens."""
+    async with raw(bus.url, auth_token=bus.mallory["token"]) as client:
+        for subject in (
+            ">",
+            "*.>",
+            "_INBOX.>",
+            "*",
+            f"{bus.alices_inbox}.>",
+            f"{bus.alices_inbox}.*",
+            f"{bus.alices_inbox}.x queue",
+            "_INBOX_scaivaultd.>",
+            "scaivault.v1.>",
+            f"{bus.alices_root}.>",
+            f"{bus.root}.>",
+            "scaivault.v1.as.*.>",
+            "$SYS.>",
+            "$SYS.REQ.USER.AUTH",
+            "$JS.>",
+            "$JS.API.>",
+            "$JS.ACK.>",
+            "$SRV.>",
+            "_R_.>",
+        ):
+            said = await client.say(f"SUB {subject} 1\r\n".encode())
+            assert b"Permissions Violation for Subscription" in said, subject
+
+
+async def test_nobody_publishes_what_is_not_theirs(bus: Bus) -> None:
+    """Requests in another's name, forged events, forged replies, and JetStream, which would deliver them."""
+    async with raw(bus.url, auth_token=bus.mallory["token"]) as client:
+        for subject in (
+            f"{bus.alices_root}.auth.whoami",
+            "scaivault.v1.auth.whoami",
+            "scaivault.v1.tokens.create",
+            "scaivault.v1.as.auth.whoami",
+            "scaivault.events.certificate.issued.cert_1",
+            f"{bus.alices_inbox}.x",
+            f"_INBOX_{bus.mallory['id']}.x",
+            "_INBOX_scaivaultd.x",
+            "$SYS.REQ.USER.AUTH",
+            "$SYS.REQ.SERVER.PING.CONNZ",
+            "$SYS._INBOX.x.y",
+            "$JS.API.INFO",
+            "$JS.API.STREAM.DELETE.SCAIVAULT_EVENTS",
+            "$JS.API.CONSUMER.CREATE.SCAIVAULT_EVENTS.x",
+            "$JS.ACK.SCAIVAULT_EVENTS.x.1.1.1.1.1",
+            "$SRV.PING",
+            "$SRV.INFO",
+        ):
+            said = await client.publish(subject, reply=f"_INBOX_{bus.mallory['id']}.x")
+            assert b"Permissions Violation for Publish" in said, subject
+        await bus.settle()
+    assert not [each for each in bus.seen if bus.alice["id"] in each[0] or each[0].startswith("scaivault.events")]
+
+
+async def test_an_answer_goes_to_the_senders_own_inbox_only(bus: Bus) -> None:
+    """The server lets everybody choose any reply subject; it is the daemon that would publish there."""
+    replies = [
+        "",
+        f"{bus.alices_inbox}.x",
+        "_INBOX.x.y",
+        "_INBOX_scaivaultd.x",
+        "scaivault.events.certificate.issued.cert_1",
+        f"{bus.alices_root}.tokens.create",
+        "scaivault.v1.tokens.create",
+        "$JS.API.STREAM.DELETE.SCAIVAULT_EVENTS",
+        "$SYS.REQ.USER.AUTH",
+        "$SRV.PING",
+        f"_INBOX_{bus.mallory['id']}",
+        f"_INBOX_{bus.mallory['id']}x.y",
+    ]
+    async with raw(bus.url, auth_token=bus.mallory["token"]) as client:
+        for number, reply in enumerate(replies):
+            body = json.dumps({"name": f"forged-{number}"}).encode()
+            assert await client.publish(f"{bus.root}.tokens.create", body, reply=reply) == b""
+        for header in (b"Nats-Trace-Dest: scaivault.events.x.y", b"Nats-Trace-Dest: " + bus.alices_inbox.encode()):
+            headers = b"NATS/1.0\r\n" + header + b"\r\n\r\n"
+            await client.publish(f"{bus.root}.auth.whoami", reply="_INBOX.q", headers=headers)
+    await bus.settle()
+    subjects = [subject for subject, _ in bus.seen]
+    assert subjects.count(f"{bus.root}.tokens.create") == len(replies)
+    assert not set(subjects) & set(replies)
+    assert not [each for each in subjects if each.startswith(("scaivault.events", bus.alices_inbox))]
+    names = [each["name"] for each in (await bus.daemon.ask("tokens.list"))["items"]]
+    assert sorted(names) == ["alice", "mallory"]
+    assert '"nats.request_dropped"' in bus.daemon.process.log
+
+
+async def test_headers_make_nobody_somebody_else(bus: Bus) -> None:
+    """What other roots believe of a server is here but the word of a client."""
+    client = await nats.connect(bus.url, token=bus.mallory["token"], inbox_prefix=f"_INBOX_{bus.mallory['id']}")
+    forged = json.dumps({"acc": "$G", "user": "local"})
+    headers = {"Nats-Request-Info": forged, "Authorization": f"Bearer {bus.alice['token']}", "Nats-Client-Info": forged}
+    reply = await client.request(f"{bus.root}.auth.whoami", b"{}", timeout=5, headers=headers)
+    assert json.loads(reply.data)["principal"] == f"token:{bus.mallory['id']}"
+    await client.close()
+
+
+async def test_the_login_of_the_client_file_cannot_ask_as_a_token(bus: Bus) -> None:
+    """Its holder may do everything, under its own name: the audit log must not say that it was another."""
+    login = json.loads((bus.daemon.state_dir / "nats/client.json").read_text())
+    async with raw(bus.url, user=login["user"], **{"pass": login["password"]}) as client:
+        assert b"Permissions Violation" in await client.publish(f"{bus.alices_root}.auth.whoami", reply="_INBOX.x")
+        # Who asks about logins, and answers, is in another account.
+        await client.say(b"SUB $SYS.REQ.USER.AUTH 1\r\n")
+        assert await refusal(bus.url, auth_token=bus.alice["token"]) == ""
+        assert await client.say(b"") == b""
+    await bus.settle()
+    assert not [body for subject, body in bus.seen if bus.alice["token"].encode() in body]
+
+
+async def test_a_flood_of_wrong_tokens_does_not_keep_good_ones_out(bus: Bus) -> None:
+    """On loopback all come from one address."""
+    wrong = bus.alice["token"][:-7] + "1234567"
+    assert all(await asyncio.gather(*(refusal(bus.url, auth_token=wrong) for _ in range(60))))
+    assert await refusal(bus.url, auth_token=bus.mallory["token"]) == ""
+    assert bus.daemon.process.log.count('"nats.login_refused"') < 10

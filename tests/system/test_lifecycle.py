@@ -27,6 +27,7 @@ pytestmark = pytest.mark.system
 
 EX_CONFIG = 78
 STOP_SECONDS = 10.0
+TRUSTED = '[[nats.ingress]]\nroot = "scaivault.v1"\nidentity = "trusted"'
 
 
 async def scaivaultd(*arguments: str | Path, seconds: float = 20) -> subprocess.CompletedProcess[str]:
@@ -319,7 +320,7 @@ async def test_a_full_disk_refuses_and_recovers(make_pebble: Any, new_daemon: An
     server = new_nats()
     await server.start()
     pebble = await make_pebble(PEBBLE_VA_NOSLEEP="0", PEBBLE_VA_SLEEPTIME="2")
-    daemon = new_daemon(pebble, url=server.url, nats=f'servers = ["{server.url}"]')
+    daemon = new_daemon(pebble, url=server.url, nats=f'servers = ["{server.url}"]\n{TRUSTED}')
     with mounted(daemon.state_dir, "size=4m"):
         await daemon.start()
         account_id = await daemon.account(pebble)
@@ -447,7 +448,7 @@ def new_external(new_daemon: Callable[..., Any]) -> Callable[..., Any]:
     """A daemon that uses an external server, not started yet."""
 
     def make(ca: Any, server: Any, url: str | None = None) -> Any:
-        return new_daemon(ca, url=server.url, nats=f'servers = ["{url or server.url}"]')
+        return new_daemon(ca, url=server.url, nats=f'servers = ["{url or server.url}"]\n{TRUSTED}')
 
     return make
 
