@@ -186,7 +186,8 @@ class Daemon:
         self._nats_url = nats_url
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "scaivaultd.toml"
-        servers = f'[nats]\nservers = ["{nats_url}"]\n' if nats_url else ""
+        trusted = '[[nats.ingress]]\nroot = "scaivault.v1"\nidentity = "trusted"\n'
+        servers = f'[nats]\nservers = ["{nats_url}"]\n{trusted}' if nats_url else ""
         config.write_text(
             f'state_dir = "{self.state_dir}"\n{servers}[log]\nformat = "json"\nlevel = "{log_level}"\n'
             f'[http01]\nlisten = ["127.0.0.1:{http01_port}"]\n[tlsalpn01]\nlisten = []\n'

@@ -95,6 +95,7 @@ class Policies:
         self._local = frozenset(self._built_in[LOCAL_ADMINS].principals)
         self._all: Mapping[str, Policy] = {}
         self._for: dict[Principal, Sequence[Policy]] = {}
+        self._at_all: dict[tuple[Principal, str], Decision] = {}
         self._writing = asyncio.Lock()
         self.changed: Signal[None] = Signal()
         """What was judged before may be judged otherwise now."""
@@ -131,6 +132,7 @@ class Policies:
             self._log.warning("policy.hidden", policy=name, reason="one of that name is configured or built in")
         self._all = {**stored, **self._from_file, **self._built_in}
         self._for.clear()
+        self._at_all.clear()
 
     def decide(self, request: AccessRequest) -> Decision:
         """Judge a request by all policies there are now."""
@@ -138,7 +140,13 @@ class Policies:
 
     def decide_action(self, request: AccessRequest) -> Decision:
         """Judge whether its principal may do such a thing at all, to whatever."""
-        return decide_action(self._judging(request), request)
+        asked = (request.principal, request.action)
+        if (known := self._at_all.get(asked)) is not None:
+            return known
+        if len(self._at_all) >= KNOWN_MAX:
+            self._at_all.clear()
+        found = self._at_all[asked] = decide_action(self._judging(request), request)
+        return found
 
     def _judging(self, request: AccessRequest) -> Sequence[Policy]:
         if request.action.startswith(_WAYS_IN) and str(request.principal) in self._local:
