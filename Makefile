@@ -69,6 +69,7 @@ packages:
 bench-packages:
 	@command -v lego >/dev/null || .ci/debian-packages lego || true
 
-# The tests of dns-01 ask a real BIND.
+# The tests of dns-01 ask a real BIND; the calls in docs/how-to/use-rest.md are run as they stand.
 test-packages:
 	@command -v named >/dev/null && command -v dnssec-signzone >/dev/null || .ci/debian-packages bind9
+	@command -v curl >/dev/null && command -v jq >/dev/null || .ci/debian-packages curl jq

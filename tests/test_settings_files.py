@@ -61,6 +61,25 @@ def test_files_that_can_be_used_are_no_mistakes(
     assert check_files(load(path), path) == []
 
 
+def test_a_certificate_and_a_key_of_another_are_told_before_the_start(
+    write: Callable[[str], Path], certificate: Path, tmp_path: Path
+) -> None:
+    """After a renewal by hand it is the usual mistake; without the check it shows when REST is down."""
+    key = tmp_path / "api.key"
+    format_, encryption = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    key.write_bytes(
+        ec.generate_private_key(ec.SECP256R1()).private_bytes(serialization.Encoding.PEM, format_, encryption)
+    )
+    text = f'{STATE_DIR}[rest]\ntls_certificate_file = "{certificate}"\ntls_key_file = "%s"\n'
+    path = write(text % key)
+    (mistake,) = check_files(load(path), path)
+    assert (mistake.line, mistake.key) == (4, "rest.tls_key_file")
+    assert "do not belong together" in mistake.message
+    path = write(text % (tmp_path / "none.key"))
+    (mistake,) = check_files(load(path), path)
+    assert mistake.message == f"{tmp_path}/none.key cannot be read: No such file or directory"
+
+
 def test_files_that_cannot_be_used_are_told_with_their_lines(
     write: Callable[[str], Path], certificate: Path, tmp_path: Path
 ) -> None:

@@ -176,8 +176,8 @@ class CanI(Request, frozen=True):
         list[Annotated[str, Meta(max_length=1000)]], Meta(max_length=1000, description="The names of the certificate.")
     ] = msgspec.field(default_factory=list)
     account_id: Annotated[str, Meta(max_length=100, description="The ACME account, by id or name.")] | None = None
-    challenge_type: ChallengeType = "http-01"
-    key_type: KeyType = "ec-p256"
+    challenge_type: Annotated[ChallengeType, Meta(description="How the names would be proven.")] = "http-01"
+    key_type: Annotated[KeyType, Meta(description="Kind of the certificate's private key.")] = "ec-p256"
     secret: Annotated[str, Meta(max_length=500, description="A secret reference, for `secret.*`.")] | None = None
     principal: (
         Annotated[
@@ -303,7 +303,7 @@ class RotateMasterKey(Request, frozen=True):
 class Unseal(Request, frozen=True):
     """Give the passphrase from which the master key is made; over the UNIX socket only."""
 
-    passphrase: Annotated[str, Meta(min_length=8, max_length=1000)]
+    passphrase: Annotated[str, Meta(min_length=8, max_length=1000, description="The passphrase itself.")]
 
     def __repr__(self) -> str:
         return "Unseal()"

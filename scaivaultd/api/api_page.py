@@ -136,7 +136,12 @@ class _Page:
     def _answers(self, operation: Schema) -> Iterator[str]:
         rows = []
         for status, answer in operation["responses"].items():
+            if answer.get("$ref", "").rpartition("/")[2].startswith("http_"):
+                continue  # the same with every operation, and of no use to anybody who reads
             described = self._at(answer)
+            if "content" not in described:
+                rows.append((status, "nothing", _rich(described["description"])))
+                continue
             media_type, content = next(iter(described["content"].items()))
             codes = content.get("examples")
             kind = _type(content["schema"]) if media_type == MEDIA_TYPE and "schema" in content else _text(media_type)
@@ -205,10 +210,14 @@ def _example(method: str, path: str, operation: Schema) -> str:
     given = [each for each in operation.get("parameters", ()) if "example" in each]
     for each in given:
         path = path.replace(f"{{{each['name']}}}", quote(str(each["example"]), safe="*"))
-    query = urlencode({each["name"]: each["example"] for each in given if each["in"] == "query"})
+    query = urlencode({each["name"]: _in_query(each["example"]) for each in given if each["in"] == "query"})
     line = f"{method} {path}?{query}" if query else f"{method} {path}"
     body = operation.get("requestBody", {}).get("content", {}).get(MEDIA_TYPE, {}).get("example")
     return line if body is None else f"{line}\n\n{json.dumps(body, indent=2)}"
+
+
+def _in_query(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _parameter_row(parameter: Schema) -> Iterable[str]:

@@ -16,7 +16,7 @@ from scaivaultd.api.components import (
     PROBLEM_MEDIA_TYPE,
     REQUEST_ID,
     about,
-    components,
+    api_components,
     operation_id,
     reference_to,
     tag,
@@ -26,8 +26,6 @@ from scaivaultd.api.messages import ProblemReply
 from scaivaultd.model.errors import WIRE_ERRORS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from scaivaultd.api.commands import Command
     from scaivaultd.api.events import Event
 
@@ -38,7 +36,9 @@ _INTRODUCTION = (
     "The ACME client of an organisation, over NATS. Commands are requests with a JSON body (none stands for `{}`, "
     "unknown members are refused), events are CloudEvents 1.0 in binary mode, kept for replay in the JetStream stream "
     "`SCAIVAULT_EVENTS`; they are delivered at least once, and in order for each resource. Times are RFC 3339 in UTC. "
-    "Every error is a problem document (RFC 9457) with a stable `code`. Replies and events may gain members."
+    "Every error is a problem document (RFC 9457) with a stable `code`. Replies and events may gain members. Who "
+    "logs in with an API token asks below `ROOT.as.TOKEN_ID` in place of the root, and takes replies below "
+    "`_INBOX_TOKEN_ID`; `auth.whoami` tells both."
 )
 # AsyncAPI has no expression for the reply subject, which is no header but a part of the protocol itself.
 _REPLY_ADDRESS = {
@@ -71,7 +71,9 @@ def asyncapi(*, subject_root: str, events_root: str) -> dict[str, Any]:
         "operations": operations,
         "components": {
             "schemas": {
-                **components([*_messages(COMMANDS), *EVENTS, ProblemReply]),
+                **api_components(
+                    [each.request for each in COMMANDS], [*(each.reply for each in COMMANDS), *EVENTS, ProblemReply]
+                ),
                 "CloudEventHeaders": _cloud_event_headers(),
             },
             "messages": {
@@ -84,13 +86,10 @@ def asyncapi(*, subject_root: str, events_root: str) -> dict[str, Any]:
     }
 
 
-def resource_id(event: type[Event]) -> str:
-    """The member of an event's body that ends its subject."""
-    return f"{event.type.partition('.')[0]}_id"
-
-
-def _messages(commands: Iterable[Command[Any, Any]]) -> list[Any]:
-    return [message for command in commands for message in (command.request, command.reply)]
+def resource_id(event: type[Event]) -> str | None:
+    """The member of an event's body that ends its subject; None: it is of the daemon, whose subject ends in a word."""
+    name = f"{event.type.partition('.')[0]}_id"
+    return name if name in event.__struct_fields__ else None
 
 
 def _requests(command: Command[Any, Any], subject_root: str) -> dict[str, Any]:
@@ -177,17 +176,12 @@ def _headers(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def _announcements(event: type[Event], events_root: str) -> dict[str, Any]:
-    parameter = {
-        "description": "The id of what the event is about.",
-        "location": f"$message.payload#/{resource_id(event)}",
-    }
-    return {
-        "address": f"{events_root}.{event.type}.{{{resource_id(event)}}}",
-        "title": event.type,
-        "description": event.summary,
-        "parameters": {resource_id(event): parameter},
-        "messages": {"event": _message(event.type)},
-    }
+    told = {"title": event.type, "description": event.summary, "messages": {"event": _message(event.type)}}
+    name = resource_id(event)
+    if name is None:
+        return {"address": f"{events_root}.{event.type}.{event.type.partition('.')[0]}", **told}
+    parameter = {"description": "The id of what the event is about.", "location": f"$message.payload#/{name}"}
+    return {"address": f"{events_root}.{event.type}.{{{name}}}", **told, "parameters": {name: parameter}}
 
 
 def _announcing(event: type[Event]) -> dict[str, Any]:

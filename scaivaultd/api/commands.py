@@ -638,7 +638,7 @@ UNSEAL = Command(
     permission="master_key.unseal",
     errors=(e.Conflict, e.RateLimited),
     summary="Give the passphrase of a sealed daemon; over its UNIX socket only.",
-    example={"passphrase": "..."},
+    example={"passphrase": "correct horse battery staple"},
 )
 HEALTH = Command(
     name="sys.health",

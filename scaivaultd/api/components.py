@@ -41,6 +41,19 @@ def components(messages: Iterable[type[msgspec.Struct]]) -> dict[str, dict[str, 
     return plain
 
 
+def api_components(
+    requests: Iterable[type[msgspec.Struct]], others: Iterable[type[msgspec.Struct]]
+) -> dict[str, dict[str, Any]]:
+    """The schemas of requests, which forbid unknown members, and of all else, which may gain some."""
+    requests = list(requests)
+    strict = components(requests)
+    found = components([*requests, *others])
+    for name, schema in found.items():
+        if name not in strict:
+            schema.pop("additionalProperties", None)
+    return found
+
+
 def reference_to(message: type[msgspec.Struct]) -> dict[str, str]:
     """What stands in place of the schema of a message that is among the components."""
     return {"$ref": REFERENCE.format(name=message.__name__)}

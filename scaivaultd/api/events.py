@@ -25,6 +25,7 @@ from scaivaultd.model.resources import (
 from scaivaultd.model.storage import OutboxEvent
 
 if TYPE_CHECKING:
+    from scaivaultd.model.access import Anchor, Token
     from scaivaultd.model.resources import Account, Certificate, Issued, Order, Renewal, Revocation
 
 _ENCODER = msgspec.json.Encoder()
@@ -312,6 +313,50 @@ class AccountActionRequired(Event, frozen=True):
     terms_of_service_url: str | None
 
 
+class AuditAnchored(Event, frozen=True):
+    """How far the audit log has come."""
+
+    type: ClassVar[str] = "audit.anchored"
+    summary: ClassVar[str] = (
+        "How far the audit log has come: the sequence and the SHA-256 of its last record. Kept on another host, it "
+        "shows later whether the log was rewritten or cut off."
+    )
+
+    sequence: int
+    hash: str
+
+
+class AuditWriteFailed(Event, frozen=True):
+    """The audit log cannot be written."""
+
+    type: ClassVar[str] = "audit.write_failed"
+    summary: ClassVar[str] = (
+        "The audit log cannot be written since `since`. `waiting` records wait for it, `lost` found no place to wait. "
+        "Keys are not given out until it can."
+    )
+
+    since: datetime
+    reason: str
+    waiting: int
+    lost: int
+
+
+class TokenExpiring(Event, frozen=True):
+    """An API token comes close to its end."""
+
+    type: ClassVar[str] = "token.expiring"
+    summary: ClassVar[str] = (
+        "14, 3 or 1 days are left of an API token's lifetime. Rotate it if it is still needed; `last_used_at` helps to "
+        "tell."
+    )
+
+    token_id: str
+    name: str
+    expires_at: datetime
+    days_left: int
+    last_used_at: datetime | None
+
+
 EVENTS: tuple[type[Event], ...] = (
     CertificateIssued,
     CertificateRenewed,
@@ -329,6 +374,9 @@ EVENTS: tuple[type[Event], ...] = (
     AccountDeactivated,
     AccountActionRequired,
     AccountActionResolved,
+    AuditAnchored,
+    AuditWriteFailed,
+    TokenExpiring,
 )
 """Every event there is, for the reference."""
 
@@ -529,6 +577,30 @@ def account_action_required(account: Account, order: Order, trouble: Trouble, no
         terms_of_service_url=trouble.acme.terms_of_service_url if trouble.acme else None,
     )
     return _queued(body, account.id, f"{order.id}.{order.attempt}", now)
+
+
+def audit_anchored(anchor: Anchor, now: datetime) -> OutboxEvent:
+    """The event of an anchor; one for each moment it is told, since a repeated one says that nothing was added."""
+    body = AuditAnchored(sequence=anchor.sequence, hash=anchor.hash)
+    return _queued(body, "audit", f"audit.{anchor.sequence}.{_milliseconds(now)}", now)
+
+
+def audit_write_failed(reason: str, since: datetime, waiting: int, lost: int, now: datetime) -> OutboxEvent:
+    """The event of an audit log that cannot be written; once for each time it begins."""
+    body = AuditWriteFailed(since=since, reason=reason, waiting=waiting, lost=lost)
+    return _queued(body, "audit", f"audit.{_milliseconds(since)}", now)
+
+
+def token_expiring(token: Token, days_left: int, now: datetime) -> OutboxEvent:
+    """One announcement of the end of a token; each comes once for each secret."""
+    body = TokenExpiring(
+        token_id=token.id,
+        name=token.name,
+        expires_at=token.expires_at,
+        days_left=days_left,
+        last_used_at=token.last_used_at,
+    )
+    return _queued(body, token.id, f"{token.id}.{_milliseconds(token.expires_at)}.{days_left}", now)
 
 
 def _account(account: Account) -> dict[str, Any]:

@@ -35,6 +35,16 @@ WaitSeconds = Annotated[
     float,
     Meta(ge=0, le=60, description="How long the reply may wait for the CA, in seconds; the work goes on after it."),
 ]
+WaitEndSeconds = Annotated[
+    float,
+    Meta(
+        ge=0,
+        le=60,
+        description="How long the reply may wait for the end of the order, in seconds, whatever `wait_seconds` says; "
+        "the work goes on after it.",
+    ),
+]
+OrderIdMember = Annotated[str, Meta(description="The order's id, `acme_order_...`.")]
 Limit = Annotated[int, Meta(ge=1, le=500, description="At most so many items in one reply.")]
 Cursor = Annotated[str, Meta(max_length=200, description="`next_cursor` of the page before.")]
 Duration = (
@@ -341,16 +351,20 @@ class Issue(Request, frozen=True):
         | None
     ) = None
     wait_seconds: WaitSeconds = 2.0
+    wait_end_seconds: WaitEndSeconds | None = None
 
 
 class OrderById(Request, frozen=True):
     """Name one order."""
 
-    order_id: Annotated[str, Meta(description="The order's id, `acme_order_...`.")]
+    order_id: OrderIdMember
+    wait_end_seconds: WaitEndSeconds | None = None
 
 
-class CancelOrder(OrderById, frozen=True):
+class CancelOrder(Request, frozen=True):
     """Give an order up: it ends as `deactivated`, and what was put in place for it goes."""
+
+    order_id: OrderIdMember
 
 
 class ListOrders(Request, frozen=True):
@@ -417,6 +431,9 @@ class OrderReply(msgspec.Struct, frozen=True, kw_only=True):
     attempt: Annotated[int, Meta(description="How many setbacks it has had.")] = 0
     next_try_at: Annotated[datetime | None, Meta(description="When it goes on after a setback.")] = None
     error: Annotated[Trouble | None, Meta(description="The last setback, or why it is invalid.")] = None
+    requested_by: Annotated[
+        str | None, Meta(description="Who asked for it; for a renewal, whose the certificate is: `token:...`.")
+    ] = None
 
 
 class OrderList(msgspec.Struct, frozen=True, kw_only=True):
@@ -489,6 +506,9 @@ class CertificateReply(msgspec.Struct, frozen=True, kw_only=True):
     revocation: Revocation | None = None
     renewal: RenewalReply | None = None
     terms: Annotated[TermsReply | None, Meta(description="What its next order asks for.")] = None
+    requested_by: Annotated[
+        str | None, Meta(description="Whose it is: it is renewed as long as they may, `token:...`.")
+    ] = None
 
 
 class TermsReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -555,6 +575,7 @@ class RenewCertificate(CertificateById, frozen=True):
     """Renew a certificate now. While an order for it is under way, that one is hurried and answered with."""
 
     wait_seconds: WaitSeconds = 2.0
+    wait_end_seconds: WaitEndSeconds | None = None
 
 
 class UpdateCertificate(CertificateById, frozen=True):
@@ -1078,6 +1099,11 @@ class HealthReply(msgspec.Struct, frozen=True, kw_only=True):
 
     status: Literal["ok", "degraded", "down", "sealed"]
     components: list[ComponentHealth]
+
+    @property
+    def http_status(self) -> int:
+        """503 when it does no work: balancers and monitors go by the status alone."""
+        return 503 if self.status in ("down", "sealed") else 200
 
 
 class PluginReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,8 @@
 """The table as an OpenAPI 3.1 document: what the commands are over HTTP.
 
 Members of a request that stand in braces in the route travel in the path. Of the others, GET and DELETE take them
-in the query, the rest as a JSON body.
+in the query, the rest as a JSON body. What any request may be answered with, whatever it asks for, is told with each:
+clients are made of operations one by one.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from scaivaultd.api.components import (
     LICENSE,
     MEDIA_TYPE,
     PROBLEM_MEDIA_TYPE,
-    REQUEST_ID,
     about,
+    api_components,
     components,
     operation_id,
     reference_to,
     tag,
 )
-from scaivaultd.api.messages import ProblemReply, WaitSeconds
-from scaivaultd.model.errors import WIRE_ERRORS
+from scaivaultd.api.messages import ProblemReply, WaitEndSeconds, WaitSeconds
+from scaivaultd.model.errors import WIRE_ERRORS, PreconditionFailed, Timeout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,8 +35,22 @@ if TYPE_CHECKING:
     from scaivaultd.model.errors import ScaivaultError
 
 BODILESS = frozenset({"GET", "DELETE"})
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/openapi.json"})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/openapi.json", "/asyncapi.json", "/docs"})
 """Served to everybody; all else wants a token."""
+
+HTTP_TITLES: Mapping[int, str] = {
+    400: "The request is not valid",
+    405: "This path does not take that method",
+    408: "The request came too slowly",
+    413: "The request is too large",
+    415: "The body is of another kind",
+    417: "The expectation cannot be met",
+    431: "The head of the request is too large",
+    505: "This version of HTTP is not spoken here",
+}
+"""What only HTTP can get wrong: problem documents with the code `invalid_request` under these statuses."""
+OVER_HTTP: tuple[type[ScaivaultError], ...] = (*EVERYWHERE, PreconditionFailed, Timeout)
+"""What any command may answer over HTTP."""
 
 _INTRODUCTION = (
     "The ACME client of an organisation, over HTTP; the same commands are answered over NATS (see `/asyncapi.json`), "
@@ -49,11 +64,34 @@ _TOKEN = {
     "bearerFormat": "scvt_...",
     "description": "An API token: `Authorization: Bearer scvt_...`.",
 }
+_OF_NO_OPERATION = (400, 405)  # the first has codes of its own, the second tells that there is no operation
 _STATUS = {
     MEDIA_TYPE: {
         "schema": {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]},
         "example": {"status": "ok"},
     }
+}
+_OWN_REQUEST_ID = {
+    "type": "string",
+    "description": "Your own name for it: letters, digits, `.`, `_`, `:` and `-`, at most 64. The answer bears "
+    "it, and the log ties it to the daemon's. What is no such name is passed over.",
+}
+_PATH_MEMBER = r"^(?!\.{1,2}$)[^\x00-\x1f\x7f/\\]+$"
+_PATH_MEMBERS = r"^(?!\.{1,2}(/|$))[^\x00-\x1f\x7f/\\]+(/(?!\.{1,2}(/|$))[^\x00-\x1f\x7f/\\]+)*$"
+_CONDITION = {
+    "type": "string",
+    "pattern": r'^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$',
+    "description": 'Go on only if the resource is, or is not, what had this `ETag`: `"5f8a"`, a list of such, or `*`.',
+}
+_HEADERS: Mapping[str, Any] = {
+    name: {"required": True, "description": description, "schema": {"type": kind}}
+    for name, kind, description in (
+        ("X-Request-Id", "string", "Your name for the request, or the one that it has in the daemon's log."),
+        ("ETag", "string", "Stands for this state of the resource, for `If-Match` and `If-None-Match`."),
+        ("Location", "string", "Where what was made, or set going, is to be found."),
+        ("Retry-After", "integer", "Ask again after so many seconds."),
+        ("WWW-Authenticate", "string", "How to say who you are (RFC 6750)."),
+    )
 }
 _PAGES = (
     ("/livez", "Whether the daemon runs.", MEDIA_TYPE),
@@ -104,7 +142,7 @@ def names_in_body(command: Command[Any, Any]) -> list[str]:
 def codes_by_status(command: Command[Any, Any]) -> dict[int, tuple[str, ...]]:
     """The codes that a command may answer, sorted, below their HTTP status."""
     found: dict[int, set[str]] = {}
-    for error in (*command.errors, *EVERYWHERE):
+    for error in (*command.errors, *OVER_HTTP):
         found.setdefault(error.status, set()).add(error.code)
     return {status: tuple(sorted(codes)) for status, codes in sorted(found.items())}
 
@@ -117,18 +155,34 @@ def _operation(command: Command[Any, Any]) -> dict[str, Any]:
         "description": about(command),
         "x-command": command.name,
     }
-    if parameters := _parameters(command):
-        operation["parameters"] = parameters
+    operation["parameters"] = _parameters(command)
     if names_in_body(command):
         operation["requestBody"] = _body(command)
-    operation["responses"] = {
-        str(command.status): _answer(command),
-        **{
-            str(status): {"$ref": f"#/components/responses/{_group(codes)}"}
-            for status, codes in codes_by_status(command).items()
-        },
-    }
+    operation["responses"] = _responses(command)
     return operation
+
+
+def _responses(command: Command[Any, Any]) -> dict[str, Any]:
+    found: dict[int, Any] = {
+        command.status: _answer(command),
+        **{status: _response(_group(codes)) for status, codes in codes_by_status(command).items()},
+        **{status: _response(f"http_{status}") for status in HTTP_TITLES if status not in _OF_NO_OPERATION},
+    }
+    if _has_etag(command):
+        found[304] = _response("not_modified")
+    if hasattr(command.reply, "http_status"):
+        # How the daemon is: a reply that is a problem, and no problem document.
+        refusal = _refusal(codes_by_status(command)[503])
+        found[503] = {**refusal, "content": {**_answer(command)["content"], **refusal["content"]}}
+    return {str(status): found[status] for status in sorted(found)}
+
+
+def _response(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/responses/{name}"}
+
+
+def _has_etag(command: Command[Any, Any]) -> bool:
+    return command.method == "GET" and command.permission != "key.read"
 
 
 def _parameters(command: Command[Any, Any]) -> list[dict[str, Any]]:
@@ -139,17 +193,22 @@ def _parameters(command: Command[Any, Any]) -> list[dict[str, Any]]:
         for name in (*in_path, *(each for each in schema["properties"] if each not in in_path))
         if name not in in_body
     ]
-    if "wait_seconds" in schema["properties"]:
-        found.append({"$ref": "#/components/parameters/wait"})
+    names = ["request_id", "if_none_match" if _has_etag(command) else "if_match"]
+    if "wait_end_seconds" in schema["properties"]:
+        names.append("wait_end")
+    elif "wait_seconds" in schema["properties"]:
+        names.append("wait")
     if command.method not in BODILESS:
-        found.append({"$ref": "#/components/parameters/idempotency_key"})
-    return found
+        names.append("idempotency_key")
+    return [*found, *({"$ref": f"#/components/parameters/{name}"} for name in names)]
 
 
 def _parameter(
     name: str, request: Mapping[str, Any], example: Mapping[str, Any], *, is_in_path: bool
 ) -> dict[str, Any]:
     schema = _without_null(request["properties"][name])
+    if is_in_path and "pattern" not in schema:
+        schema |= {"minLength": 1, "pattern": _PATH_MEMBERS if name == "path" else _PATH_MEMBER}
     parameter: dict[str, Any] = {
         "name": name,
         "in": "path" if is_in_path else "query",
@@ -184,41 +243,71 @@ def _body(command: Command[Any, Any]) -> dict[str, Any]:
 
 
 def _answer(command: Command[Any, Any]) -> dict[str, Any]:
+    names = ["X-Request-Id"]
+    if _has_etag(command):
+        names.append("ETag")
+    if command.status in (201, 202):
+        names.append("Location")
+    if command.status == 202:
+        names.append("Retry-After")
     return {
         "description": " ".join((command.reply.__doc__ or "").split()),
-        "headers": {"X-Request-Id": {"$ref": "#/components/headers/request_id"}},
+        "headers": _headers(*names),
         "content": {MEDIA_TYPE: {"schema": reference_to(command.reply)}},
     }
 
 
+def _headers(*names: str) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
 def _page(path: str, summary: str, media_type: str) -> dict[str, Any]:
-    operation: dict[str, Any] = {
+    answers: dict[str, Any] = {"200": {"description": summary, "headers": _headers("X-Request-Id")}}
+    if path in ("/livez", "/readyz"):
+        answers["200"]["content"] = _STATUS
+    else:
+        schema = {"type": "object"} if media_type == MEDIA_TYPE else {"type": "string"}
+        answers["200"] |= {"headers": _headers("X-Request-Id", "ETag"), "content": {media_type: {"schema": schema}}}
+        answers["304"] = _response("not_modified")
+        answers["429"] = _response("rate_limited")
+    if path != "/livez":
+        problem = {PROBLEM_MEDIA_TYPE: {"schema": reference_to(ProblemReply)}}
+        content = {**_STATUS, **problem} if path == "/readyz" else problem
+        answers["503"] = {"description": "Not now.", "headers": _headers("X-Request-Id"), "content": content}
+    return {
         "tags": ["service"],
         "operationId": path.strip("/").replace(".", "_"),
         "summary": summary,
-        "responses": {"200": {"description": summary, "content": {media_type: {}}}},
+        "responses": answers,
+        "security": [],
     }
-    if path in ("/livez", "/readyz"):
-        operation["responses"]["200"]["content"] = _STATUS
-    if path == "/readyz":
-        problem = {PROBLEM_MEDIA_TYPE: {"schema": reference_to(ProblemReply)}}
-        operation["responses"]["503"] = {"description": "It takes none now.", "content": {**_STATUS, **problem}}
-    return {**operation, "security": []} if path in OPEN_PATHS else operation
 
 
 def _components() -> dict[str, Any]:
     with_body = [command for command in COMMANDS if names_in_body(command)]
-    schemas = components(
-        [*(each.request for each in with_body), *(each.reply for each in COMMANDS), ProblemReply],
-    )
+    schemas = api_components([each.request for each in with_body], [*(each.reply for each in COMMANDS), ProblemReply])
     for command in with_body:
         _leave_out(names_in_path(command), schemas[command.request.__name__])
     groups = {codes for command in COMMANDS for codes in codes_by_status(command).values()}
     return {
         "schemas": schemas,
-        "parameters": {"idempotency_key": _idempotency_key(), "wait": _wait()},
-        "headers": {"request_id": _request_id()},
-        "responses": {_group(codes): _refusal(codes) for codes in sorted(groups)},
+        "parameters": {
+            "idempotency_key": _in_header("Idempotency-Key", IDEMPOTENCY_KEY),
+            "request_id": _in_header("X-Request-Id", _OWN_REQUEST_ID),
+            "if_match": _in_header("If-Match", _CONDITION),
+            "if_none_match": _in_header("If-None-Match", _CONDITION),
+            "wait": _wait("wait_seconds", WaitSeconds),
+            "wait_end": _wait("wait_end_seconds", WaitEndSeconds),
+        },
+        "headers": _HEADERS,
+        "responses": {
+            **{_group(codes): _refusal(codes) for codes in sorted(groups)},
+            **{f"http_{status}": _http(status) for status in HTTP_TITLES if status not in _OF_NO_OPERATION},
+            "not_modified": {
+                "description": "It is as `If-None-Match` says: what you have is what there is.",
+                "headers": _headers("X-Request-Id", "ETag"),
+            },
+        },
         "examples": {error.code: _example(error) for error in WIRE_ERRORS},
         "securitySchemes": {"token": _TOKEN},
     }
@@ -234,10 +323,14 @@ def _group(codes: Sequence[str]) -> str:
 
 
 def _refusal(codes: Sequence[str]) -> dict[str, Any]:
-    titles = [error.title for code in codes for error in WIRE_ERRORS if error.code == code]
+    errors = [error for code in codes for error in WIRE_ERRORS if error.code == code]
+    more = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}.get(errors[0].status, [])
+    headers = _headers("X-Request-Id", *more)
+    if errors[0].status == 503:
+        headers["Retry-After"] = {**_HEADERS["Retry-After"], "required": False}
     return {
-        "description": "; ".join(titles),
-        "headers": {"X-Request-Id": {"$ref": "#/components/headers/request_id"}},
+        "description": "; ".join(error.title for error in errors),
+        "headers": headers,
         "content": {
             PROBLEM_MEDIA_TYPE: {
                 "schema": {"allOf": [reference_to(ProblemReply), {"properties": {"code": {"enum": list(codes)}}}]},
@@ -262,10 +355,18 @@ def _example(error: type[ScaivaultError]) -> dict[str, Any]:
     }
 
 
-def _idempotency_key() -> dict[str, Any]:
-    schema = dict(IDEMPOTENCY_KEY)
+def _http(status: int) -> dict[str, Any]:
     return {
-        "name": "Idempotency-Key",
+        "description": HTTP_TITLES[status],
+        "headers": _headers("X-Request-Id"),
+        "content": {PROBLEM_MEDIA_TYPE: {"schema": reference_to(ProblemReply)}},
+    }
+
+
+def _in_header(name: str, described: Mapping[str, Any]) -> dict[str, Any]:
+    schema = dict(described)
+    return {
+        "name": name,
         "in": "header",
         "required": False,
         "description": schema.pop("description"),
@@ -273,19 +374,14 @@ def _idempotency_key() -> dict[str, Any]:
     }
 
 
-def _request_id() -> dict[str, Any]:
-    schema = dict(REQUEST_ID)
-    return {"required": True, "description": schema.pop("description"), "schema": schema}
-
-
-def _wait() -> dict[str, Any]:
-    schema = msgspec.json.schema(WaitSeconds)
+def _wait(name: str, kind: Any) -> dict[str, Any]:
+    schema = msgspec.json.schema(kind)
     said = schema.pop("description")
     return {
         "name": "wait",
         "in": "query",
         "required": False,
-        "description": f"The same as `wait_seconds`: give one of them. {said}",
+        "description": f"The same as `{name}`: give one of them. {said}",
         "schema": schema,
-        "example": 30,
+        "example": 5,
     }

@@ -102,6 +102,8 @@ _NAMED = frozenset({"cert.issue", "cert.update", "cert.revoke", "cert.import", "
 _ABOUT_NAMES = _NAMED | {"cert.renew", "cert.read", "order.read"}
 _ABOUT_ACCOUNT = frozenset({"account.create", "account.update", "account.rotate_key", "account.deactivate"})
 _ABOUT_SECRET = frozenset({"secret.use", "secret.write", "secret.delete"})
+_ABOUT_EVERYTHING = frozenset({"event.read"})
+"""What cannot be shown in part: a rule for some names or accounts does not allow it, and one that denies some does."""
 _RULES_SHOWN = 5
 # Names without anything to normalise, which most are: lists are judged item by item, and IDNA takes its time.
 _PLAIN_NAME = re.compile(r"(?:\*\.)?(?:(?!.{2}--)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}")
@@ -265,11 +267,13 @@ def _touched(rule: _Rule, request: AccessRequest) -> tuple[Reason, ...]:
     if not _denies(body, request.action):
         return ()
     reasons = [_no("action", f"{rule} denies {request.action}")]
-    if body.domains or body.ips:
+    is_about_some = request.action not in _ABOUT_EVERYTHING
+    if is_about_some and (body.domains or body.ips):
         names = terms.names if terms is not None else ()
         hits = [(name, _pattern_touching(body, name)) for name in names]
         reasons = [_no(str(name), f"{rule} denies it by {hit!r}") for name, hit in hits if hit]
-    if body.accounts is not None and not any(_is_among(each, body.accounts) for each in _accounts_in(request)):
+    has_account = body.accounts is None or any(_is_among(each, body.accounts) for each in _accounts_in(request))
+    if is_about_some and not has_account:
         return ()
     if body.challenges is not None and (terms is None or terms.challenge_type not in body.challenges):
         return ()
@@ -324,12 +328,19 @@ def _is_among(account: AccountRef, listed: Sequence[str]) -> bool:
 
 
 def _objections_to_names(rule: _Rule, request: AccessRequest) -> Iterator[Reason]:
+    if request.action in _ABOUT_EVERYTHING and _is_for_some(rule.body):
+        yield _no("names", f"{rule} is for some names or accounts only, and {request.action} is about all")
     terms = request.certificate
     if terms is None or request.action not in _ABOUT_NAMES:
         return
     for name in terms.names:
         if _pattern_allowing(rule.body, name) is None:
             yield _no(str(name), f"{rule}: {_near_miss(rule.body, name)}")
+
+
+def _is_for_some(rule: PolicyRule) -> bool:
+    by_name = bool(rule.domains or rule.ips) and "**" not in rule.domains
+    return by_name or rule.accounts is not None
 
 
 def _pattern_allowing(rule: PolicyRule, name: Identifier) -> str | None:
@@ -368,7 +379,7 @@ def _how_far(pattern: str, name: str) -> str | None:
 def _objections_to_terms(rule: _Rule, request: AccessRequest) -> Iterator[Reason]:
     body, terms = rule.body, request.certificate
     is_order = terms is not None and request.action in _ORDERING
-    if body.accounts is not None and (is_order or request.action.startswith("account.")):
+    if body.accounts is not None and (request.action in _ABOUT_NAMES or request.action.startswith("account.")):
         for account in _accounts_in(request):
             if not _is_among(account, body.accounts):
                 yield _no("account", f"{rule} takes {', '.join(body.accounts)}, not {account.name}")

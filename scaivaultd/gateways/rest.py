@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from aiohttp import web
@@ -15,7 +15,8 @@ from scaivaultd.gateways.rest_connections import ConnectionLimits, Conversation,
 from scaivaultd.gateways.rest_errors import HttpRefused
 from scaivaultd.gateways.rest_heads import request_id_of
 from scaivaultd.gateways.rest_identity import Authenticator, OwnUserOnly
-from scaivaultd.gateways.rest_replies import Reply, cors, failed, refused, rendered
+from scaivaultd.gateways.rest_pages import Pages, Subjects
+from scaivaultd.gateways.rest_replies import Reply, challenge, cors, failed, refused, rendered
 from scaivaultd.gateways.rest_sockets import BoundUnix, UnixSocket, bind_unix, require_loopback
 from scaivaultd.gateways.rest_tls import Tls, TlsFiles
 from scaivaultd.model import errors as e
@@ -42,10 +43,13 @@ class RestLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RestPlaces(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to listen: TCP sockets that listen already and do not block, and a UNIX socket that does not yet."""
+    """Where to listen: TCP sockets that listen already and do not block, and a UNIX socket that does not yet.
+
+    `tls` for the TCP sockets: the files, or `managed` for a certificate that comes by `use_certificate`.
+    """
 
     tcp: Sequence[socket.socket] = ()
-    tls: TlsFiles | None = None
+    tls: TlsFiles | Literal["managed"] | None = None
     unix: UnixSocket | None = None
 
 
@@ -59,6 +63,7 @@ class RestGateway:
         *,
         authenticator: Authenticator | None,
         health: Callable[[], Awaitable[HealthReply]],
+        subjects: Subjects,
         ids: IdMaker,
         clock: Clock,
         log: FilteringBoundLogger,
@@ -82,6 +87,7 @@ class RestGateway:
             dispatcher,
             authenticator=authenticator or OwnUserOnly(os.geteuid()),
             health=health,
+            pages=Pages(subjects),
             limits=self._limits.request,
             head_bytes=self._limits.connections.head_bytes,
             log=log,
@@ -102,12 +108,18 @@ class RestGateway:
         if places.tcp and not self._has_authenticator:
             raise e.StartupError("REST over TCP needs somebody who judges who is asking; only the UNIX socket does not")
         if places.tls is not None:
-            self._tls = Tls(places.tls)
+            self._tls = Tls(None if places.tls == "managed" else places.tls)
         else:
             require_loopback(places.tcp)
         if places.unix is not None:
             self._unix = bind_unix(places.unix)
-        tls = self._tls.context if self._tls else None
+            if self._unix.without_group:
+                self._log.warning(
+                    "rest.socket_without_group",
+                    group=places.unix.group,
+                    advice="make the daemon's user a member of that group; until then its members cannot connect",
+                )
+        tls = self._tls
         # Two receptions: a flood over TCP must not keep the administrator out.
         self._receive([Listening(socket=each, kind="tls" if tls else "tcp", tls=tls) for each in places.tcp])
         self._receive([Listening(socket=self._unix.socket, kind="unix")] if self._unix else [])
@@ -129,12 +141,22 @@ class RestGateway:
         if self._tls is None:
             return False
         try:
-            self._tls.reload()
+            is_read = self._tls.reload()
         except e.StartupError as error:
             self._log.error("rest.tls_not_reloaded", reason=str(error))
             return False
-        self._log.info("rest.tls_reloaded")
-        return True
+        if is_read:
+            self._log.info("rest.tls_reloaded")
+        return is_read
+
+    def use_certificate(self, chain_pem: str, key_pem: str) -> None:
+        """Serve that certificate from now on, where TLS is `managed`; connections that are there keep theirs.
+
+        Raises:
+            StartupError: it cannot be used; the one before stays.
+        """
+        if self._tls is not None:
+            self._tls.use(chain_pem, key_pem)
 
     @property
     def rejected(self) -> Mapping[Reason, int]:
@@ -181,39 +203,42 @@ class RestGateway:
         self._requests.add(task)
         # Not before its answer is read: that is work too.
         task.add_done_callback(self._requests.discard)
-        named = request_id_of(request)
         asked = Asked(
             request=request,
             source=conversation.visit.source,
-            request_id=named or self._ids.request(),
-            named=named,
+            request_id=self._ids.request(),
+            named=request_id_of(request),
             is_closing=self._closing,
             is_one_too_many=len(self._requests) > self._limits.requests,
         )
+        if asked.named is not None:
+            self._log.info("rest.named", request_id=asked.request_id, named=asked.named)
         reply = await self._reply_to(asked)
         shared = cors(self._origins, request.headers.get("Origin"), is_preflight=request.method == "OPTIONS")
+        if reply.status == 401:
+            shared = {**shared, "WWW-Authenticate": challenge(with_token="Authorization" in request.headers)}
         return rendered(
             msgspec.structs.replace(
                 reply,
                 headers={**reply.headers, **shared},
-                request_id=reply.request_id or asked.request_id,
+                request_id=asked.named or asked.request_id,
                 closes=reply.closes or self._closing,
             )
         )
 
     async def _reply_to(self, asked: Asked) -> Reply:
-        request_id = asked.request_id
+        told = asked.named or asked.request_id
         try:
             return await self._answers.answer(asked)
         except HttpRefused as error:
-            self._log.info("rest.refused", request_id=request_id, status=error.status, detail=error.detail)
-            return refused(error, request_id)
+            self._log.info("rest.refused", request_id=asked.request_id, status=error.status, detail=error.detail)
+            return refused(error, told)
         except e.ScaivaultError as error:
-            self._log.info("rest.refused", request_id=request_id, status=error.status, detail=error.detail)
-            return failed(self._dispatcher.refusal(error), request_id)
+            self._log.info("rest.refused", request_id=asked.request_id, status=error.status, detail=error.detail)
+            return failed(self._dispatcher.refusal(error), told)
         except Exception:  # noqa: BLE001 - nothing of a request may end the gateway, and aiohttp would quote it
-            self._log.exception("rest.failed", request_id=request_id)
-            return self._hidden(request_id)
+            self._log.exception("rest.failed", request_id=asked.request_id)
+            return self._hidden(told)
 
     def _hidden(self, request_id: str) -> Reply:
         error = e.Internal("an unexpected error; the log tells more under this request_id")

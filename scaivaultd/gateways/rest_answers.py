@@ -1,7 +1,7 @@
 """From one request to one reply.
 
 The order is law: the head is judged, then who is asking is known, then path and body are read, then the dispatcher
-decides. Only `/livez`, `/readyz` and OPTIONS are answered to strangers.
+decides. Only the probes, the descriptions of the API and OPTIONS are answered to strangers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from scaivaultd.gateways.rest_documents import Documents
 from scaivaultd.gateways.rest_errors import HttpRefused
 from scaivaultd.gateways.rest_heads import check_body_kind, check_head
 from scaivaultd.gateways.rest_identity import Authenticator, Source, bearer_token
+from scaivaultd.gateways.rest_pages import PAGE_PATHS, Pages
 from scaivaultd.gateways.rest_replies import NO_STORE, REVALIDATE, Reply, failed
 from scaivaultd.gateways.rest_routes import Resource, Routes, Target, read_target
 from scaivaultd.model import errors as e
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
 
     from scaivaultd.api.commands import Command
     from scaivaultd.api.dispatch import Dispatcher
-    from scaivaultd.api.messages import HealthReply
+    from scaivaultd.api.messages import HealthReply, Request
     from scaivaultd.model.principals import Principal
 
 # What is asked for in vain so soon after a 202 only costs.
 _POLL_SECONDS = "2"
 _KEY_PERMISSION = "key.read"
+_WAITS = ("wait_seconds", "wait_end_seconds", "timeout_seconds")
+_PROBES = frozenset({"/livez", "/readyz"})
 
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +50,9 @@ class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """One request, and what the gateway knows of it. `named` is its caller's own name for it."""
+    """One request, and what the gateway knows of it. `named` is its caller's own name for it; logs go by `request_id`,
+    which nobody else can have given to another request.
+    """
 
     request: web.BaseRequest
     source: Source
@@ -66,6 +71,7 @@ class Answers:
         *,
         authenticator: Authenticator,
         health: Callable[[], Awaitable[HealthReply]],
+        pages: Pages,
         limits: RequestLimits,
         head_bytes: int,
         log: FilteringBoundLogger,
@@ -73,6 +79,7 @@ class Answers:
         self._dispatcher = dispatcher
         self._authenticator = authenticator
         self._health = health
+        self._pages = pages
         self._limits = limits
         self._head_bytes = head_bytes
         self._log = log
@@ -84,7 +91,7 @@ class Answers:
         """Answer one request.
 
         Raises:
-            HttpRefused: the request is not one, or comes from a stranger.
+            HttpRefused: the request is not one.
             ScaivaultError: it is refused for another reason.
         """
         request = asked.request
@@ -93,13 +100,17 @@ class Answers:
             target = read_target(request.raw_path)
         except ValueError as error:
             raise HttpRefused(400, str(error), closes=True) from error
-        if target.path in ("/livez", "/readyz"):
+        if target.path in _PROBES:
             return await self._probed(target.path, asked)
         if asked.is_closing:
             raise e.Standby("the daemon is stopping; ask again")
         if asked.is_one_too_many:
             raise e.RateLimited("as many requests as may be are being handled already", 1)
+        if target.path in PAGE_PATHS:
+            return await self._described(target.path, request)
         resource = self._routes.find(target.segments)
+        if resource.has_foreign_slash if resource else any("/" in each for each in target.segments):
+            raise HttpRefused(400, "%2F does not belong into a path", closes=True)
         if request.method == "OPTIONS" and resource is not None:
             return Reply(status=204, headers={"Allow": resource.allow})
         principal = await self._identified(target, asked)
@@ -109,20 +120,29 @@ class Answers:
         self._log.debug("rest.request", request_id=asked.request_id, command=command.name, principal=str(principal))
         return await self._decided(asked, target, resource, command, document, principal)
 
+    async def _described(self, path: str, request: web.BaseRequest) -> Reply:
+        _require_get(path, request)
+        page = await self._pages.get(path)
+        headers = {**page.headers, "ETag": page.etag}
+        if not _conditions(request).is_news(page.etag):
+            return Reply(status=304, cache_control=REVALIDATE, headers=headers)
+        return Reply(
+            status=200, body=page.body, content_type=page.content_type, cache_control=REVALIDATE, headers=headers
+        )
+
     async def _probed(self, path: str, asked: Asked) -> Reply:
-        if asked.request.method not in ("GET", "HEAD"):
-            raise HttpRefused(405, f"{path} takes GET", headers={"Allow": "GET, HEAD"})
+        _require_get(path, asked.request)
         if path == "/livez":
             return Reply(status=200, body=b'{"status":"ok"}')
         if asked.is_closing:
             raise e.Standby("the daemon is stopping")
         try:
             async with asyncio.timeout(self._limits.probe_seconds):
-                status = (await self._health()).status
+                health = await self._health()
         except TimeoutError as error:
             raise e.Standby("the daemon does not say in time how it is") from error
         # Strangers learn no more than that; `sys.health` has the parts.
-        return Reply(status=503 if status == "down" else 200, body=msgspec.json.encode({"status": status}))
+        return Reply(status=health.http_status, body=msgspec.json.encode({"status": health.status}))
 
     async def _identified(self, target: Target, asked: Asked) -> Principal:
         fields = asked.request.headers.getall("Authorization", [])
@@ -133,14 +153,12 @@ class Answers:
                     token=bearer_token(fields),
                     address=asked.source.address,
                     uid=peer.uid if peer else None,
-                    gids=(peer.gid,) if peer else (),
+                    gids=peer.gids if peer else (),
                 )
         except TimeoutError as error:
             raise e.Timeout("it could not be told in time who is asking") from error
         if principal is None:
-            challenge = 'Bearer realm="scaivaultd"' + (', error="invalid_token"' if fields else "")
-            detail = "the request needs a valid token: `Authorization: Bearer ...`"
-            raise HttpRefused(401, detail, headers={"WWW-Authenticate": challenge})
+            raise e.Unauthenticated("the request needs a valid token: `Authorization: Bearer scvt_...`")
         return principal
 
     async def _body(self, request: web.BaseRequest) -> bytes:
@@ -164,15 +182,17 @@ class Answers:
         document: bytes,
         principal: Principal,
     ) -> Reply:
+        wanted = decode(document, command.request)
         incoming = Incoming(
             body=document,
             principal=principal,
             idempotency_key=asked.request.headers.get("Idempotency-Key"),
+            request_id=asked.request_id,
             source=str(asked.source),
             takes_keys=True,
         )
         conditions = _conditions(asked.request)
-        seconds = self._limits.handler_seconds + _asked_to_wait(document, command)
+        seconds = self._limits.handler_seconds + _asked_to_wait(wanted)
         try:
             async with asyncio.timeout(seconds):
                 if not conditions or command.method == "GET":
@@ -184,46 +204,50 @@ class Answers:
                         outgoing = untold or await self._dispatcher.answer(command.name, incoming)
         except TimeoutError as error:
             raise e.Timeout(f"the answer took longer than {seconds:g} s; what was set going goes on") from error
-        if asked.named is not None:
-            self._log.info("rest.named", request_id=outgoing.request_id, named=asked.named)
-        request_id = asked.named or outgoing.request_id
         if outgoing.error_code is not None:
-            return failed(outgoing, request_id)
-        return msgspec.structs.replace(self._succeeded(command, outgoing, conditions), request_id=request_id)
+            return failed(outgoing, asked.named or asked.request_id)
+        return self._succeeded(command, outgoing, conditions)
 
     async def _require(self, conditions: Conditions, resource: Resource, wanted: Incoming) -> Outgoing | None:
         """Look whether what GET shows now is what the caller assumes; what is returned says why that cannot be told.
 
         Raises:
-            HttpRefused: it is not.
+            PreconditionFailed: it is not.
         """
         etag = None
         if (getter := resource.command("GET")) is not None:
             document = msgspec.json.encode(resource.members(getter))
-            look = Incoming(body=document, principal=wanted.principal, source=wanted.source)
+            look = msgspec.structs.replace(wanted, body=document, idempotency_key=None)
             shown = await self._dispatcher.answer(getter.name, look)
             if shown.error_code not in (None, e.NotFound.code):
                 return shown
             etag = etag_of(shown.body) if shown.error_code is None else None
         if not conditions.matches(etag) or not conditions.is_news(etag):
-            raise HttpRefused(412, "the resource is not as If-Match or If-None-Match says; get it and look again")
+            raise e.PreconditionFailed("the resource is not as If-Match or If-None-Match says; get it and look again")
         return None
 
     def _succeeded(self, command: Command[Any, Any], outgoing: Outgoing, conditions: Conditions) -> Reply:
         if command.permission == _KEY_PERMISSION:
             return Reply(status=outgoing.status, body=outgoing.body, cache_control=NO_STORE)
         headers: dict[str, str] = {}
-        if command.method == "GET":
+        if command.method == "GET" and outgoing.status == 200:
             headers["ETag"] = etag = etag_of(outgoing.body)
             if not conditions.matches(etag):
-                raise HttpRefused(412, "the resource is not as If-Match says", headers=headers)
+                raise e.PreconditionFailed("the resource is not as If-Match says; its ETag is another one")
             if not conditions.is_news(etag):
                 return Reply(status=304, cache_control=REVALIDATE, headers=headers)
         if location := self._routes.location(command, outgoing.body):
             headers["Location"] = location
         if outgoing.status == 202:
             headers["Retry-After"] = _POLL_SECONDS
-        return Reply(status=outgoing.status, body=outgoing.body, cache_control=REVALIDATE, headers=headers)
+        # What is made may hold a secret that is shown once only, such as a token's text.
+        keeping = REVALIDATE if command.method == "GET" else NO_STORE
+        return Reply(status=outgoing.status, body=outgoing.body, cache_control=keeping, headers=headers)
+
+
+def _require_get(path: str, request: web.BaseRequest) -> None:
+    if request.method not in ("GET", "HEAD"):
+        raise HttpRefused(405, f"{path} takes GET", headers={"Allow": "GET, HEAD"})
 
 
 def _row(resource: Resource | None, method: str) -> tuple[Resource, Command[Any, Any]]:
@@ -254,10 +278,6 @@ def _conditions(request: web.BaseRequest) -> Conditions:
         raise HttpRefused(400, str(error)) from error
 
 
-def _asked_to_wait(document: bytes, command: Command[Any, Any]) -> float:
-    """How long the caller lets its answer wait, its default included; the dispatcher refuses a wrong document."""
-    try:
-        wanted = decode(document, command.request)
-    except e.InvalidRequest:
-        return 0
-    return float(max(getattr(wanted, "wait_seconds", 0), getattr(wanted, "timeout_seconds", 0)))
+def _asked_to_wait(wanted: Request) -> float:
+    """How long the caller lets its answer wait, its default included."""
+    return float(max(getattr(wanted, name, None) or 0 for name in _WAITS))

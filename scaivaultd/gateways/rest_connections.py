@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from scaivaultd.gateways.rest_tls import Tls
     from scaivaultd.model.clock import Clock
 
 Stage = Literal["arriving", "serving", "answering", "idle"]
-Reason = Literal["bad_head", "head_too_large", "timed_out", "evicted", "full"]
+Reason = Literal["bad_head", "head_too_large", "timed_out", "evicted", "full", "no_certificate"]
 """Why a connection got no answer, or only that its head is none; a closed list, since it becomes a metric's label."""
 
 _SWEEP_SECONDS = 0.1
@@ -40,6 +41,7 @@ _STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _STARVED_SECONDS = 1.0
 _TLS_SHUTDOWN_SECONDS = 2.0
 _SAMPLE_SECONDS = 10.0
+_NO_CERTIFICATE_SECONDS = 60.0
 _CLOSE_SECONDS = 2.0
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nCache-Control: no-store\r\n"
@@ -69,7 +71,7 @@ class Listening(msgspec.Struct, frozen=True, kw_only=True):
 
     socket: socket.socket
     kind: ListenerKind
-    tls: ssl.SSLContext | None = None
+    tls: Tls | None = None
 
 
 class Visit:
@@ -210,6 +212,7 @@ class Reception:
         self._is_busy = asyncio.Event()
         self._sweeper: asyncio.Task[None] | None = None
         self._next_line = float("-inf")
+        self._next_warning = float("-inf")
         self.rejected: Counter[Reason] = Counter()
 
     def __len__(self) -> int:
@@ -296,6 +299,11 @@ class Reception:
     def _admit(self, listening: Listening, accepted: socket.socket, peer: object) -> None:
         accepted.setblocking(False)
         source = _source(listening, accepted, peer)
+        tls = listening.tls.context if listening.tls else None
+        if listening.tls is not None and tls is None:
+            self._turn_away(source)
+            accepted.close()
+            return
         if len(self._visits) >= self._limits.connections and not self._made_room():
             self.reject("full", source)
             accepted.close()
@@ -304,7 +312,17 @@ class Reception:
         self._visits[visit] = None
         self.entered(visit, "arriving")
         self._is_busy.set()
-        visit.connecting = asyncio.create_task(self._connect(visit, listening.tls), name="rest.connect")
+        visit.connecting = asyncio.create_task(self._connect(visit, tls), name="rest.connect")
+
+    def _turn_away(self, source: Source) -> None:
+        self.rejected["no_certificate"] += 1
+        if (now := self._clock.monotonic()) >= self._next_warning:
+            self._next_warning = now + _NO_CERTIFICATE_SECONDS
+            self._log.warning(
+                "rest.no_certificate",
+                source=str(source),
+                advice="issue a certificate for the name in [rest] tls_managed; the UNIX socket works meanwhile",
+            )
 
     def _made_room(self) -> bool:
         oldest = next((each for each in self._visits if not each.has_work), None)

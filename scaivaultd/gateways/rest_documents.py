@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")
 # Whatever is in a URL is in logs: a request with a body says there what it has to say.
 _WITH_BODY = ("POST", "PUT", "PATCH")
-_WAIT = "wait_seconds"
+# What `?wait=` means: the end of the work, where the command knows of one.
+_WAITS = ("wait_end_seconds", "wait_seconds")
 
 
 class _Kind(msgspec.Struct, frozen=True):
@@ -52,6 +53,7 @@ class Documents:
         info = inspect.type_info(command.request)
         assert isinstance(info, inspect.StructType)
         self._kinds = {field.encode_name: _kind(field.type) for field in info.fields}
+        self._wait = next((name for name in _WAITS if name in self._kinds), None)
 
     def document(self, members: Mapping[str, str], query: Sequence[tuple[str, str]], body: bytes) -> bytes:
         """The request as JSON. A body that is no JSON object is returned as it is: the dispatcher says why it is wrong.
@@ -77,12 +79,11 @@ class Documents:
     def _of_query(self, query: Sequence[tuple[str, str]]) -> Mapping[str, Any]:
         texts: dict[str, list[str]] = {}
         for name, text in query:
-            is_wait = name == "wait" and _WAIT in self._kinds
-            texts.setdefault(_WAIT if is_wait else name, []).append(text)
+            texts.setdefault(self._wait if name == "wait" and self._wait else name, []).append(text)
         return {name: self._value(name, each) for name, each in texts.items()}
 
     def _value(self, name: str, texts: Sequence[str]) -> Any:
-        if self._has_body and name != _WAIT:
+        if self._has_body and name not in _WAITS:
             raise _wrong(name, f"{name!r} does not go into the query; put it into the JSON body")
         kind = self._kinds.get(name, _Kind())
         if len(texts) > 1 and not kind.is_list:

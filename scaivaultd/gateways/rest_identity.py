@@ -16,17 +16,26 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9\-._~+/]+=*)")
-_UCRED = struct.Struct("3i")
+_UCRED = struct.Struct("iII")
+_SO_PEERGROUPS = 59
+# Python asks the kernel for no more. Of somebody in more groups only the first is known, which allows less.
+_OPTION_BYTES_MAX = 1024
 
 ListenerKind = Literal["unix", "tcp", "tls"]
 
 
 class PeerCredentials(msgspec.Struct, frozen=True):
-    """Who opened the other end of a UNIX socket, as the kernel says (SO_PEERCRED)."""
+    """Who opened the other end of a UNIX socket, as the kernel says (SO_PEERCRED, SO_PEERGROUPS)."""
 
     pid: int
     uid: int
     gid: int
+    groups: tuple[int, ...] = ()
+
+    @property
+    def gids(self) -> frozenset[int]:
+        """Every group it is in."""
+        return frozenset({self.gid, *self.groups})
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +78,12 @@ class OwnUserOnly:
 
 def peer_credentials(connected: socket.socket) -> PeerCredentials:
     """Those of the process that connected, at the moment it did."""
-    return PeerCredentials(*_UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+    pid, uid, gid = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    try:
+        groups = connected.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _OPTION_BYTES_MAX)
+    except OSError:
+        groups = b""
+    return PeerCredentials(pid, uid, gid, tuple(each for (each,) in struct.iter_unpack("I", groups)))
 
 
 def bearer_token(fields: Sequence[str]) -> Secret | None:

@@ -82,6 +82,11 @@ def rendered(reply: Reply) -> web.Response:
     return response
 
 
+def challenge(*, with_token: bool) -> str:
+    """The `WWW-Authenticate` field of every 401 (RFC 6750 section 3)."""
+    return 'Bearer realm="scaivaultd"' + (', error="invalid_token"' if with_token else "")
+
+
 def cors(origins: Sequence[str], origin: str | None, *, is_preflight: bool = False) -> Mapping[str, str]:
     """The fields that let a page of a listed origin read the answer; none for any other."""
     if not origins:

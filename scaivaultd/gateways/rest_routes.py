@@ -1,7 +1,9 @@
 """Which row of the table a method and a path mean; opens no socket.
 
 A path has one spelling. What a proxy in front of us, or a person who reads its log, could take for another path is
-refused: empty and dot segments, encoded slashes, and letters, digits, dots or hyphens that are percent-encoded.
+refused: empty and dot segments, encoded slashes, and letters, digits, dots or hyphens that are percent-encoded. The
+one exception: clients that are generated from our OpenAPI document encode every slash of a value, so in the member
+that may hold slashes `%2F` stands for one.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ _PCHAR = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})"
 _TARGET = re.compile(rf"(/{_PCHAR}*)(?:\?((?:{_PCHAR}|\?)*))?")
 # RFC 3986 section 2.3: encoded or not, these mean the same, so that encoding them only hides something.
 _UNRESERVED = re.compile(rb"[A-Za-z0-9\-._~]")
-_SEPARATOR_OR_CONTROL = re.compile(rb"[/\\\x00-\x1f\x7f]")
+_SEPARATOR_OR_CONTROL = re.compile(rb"[\\\x00-\x1f\x7f]")
 _QUERY_MEMBERS_MAX = 64
 # The member that may hold slashes: paths of secrets do.
 _TAIL = "{path}"
@@ -54,12 +56,15 @@ def _decoded(segment: str) -> str:
         raise ValueError("the path has an empty segment, a dot segment, or a slash at its end")
     for encoded in re.findall("%(..)", segment):
         octet = bytes.fromhex(encoded)
-        if _UNRESERVED.match(octet) or _SEPARATOR_OR_CONTROL.match(octet):
+        if _UNRESERVED.match(octet) or _SEPARATOR_OR_CONTROL.match(octet) or encoded == "2f":
             raise ValueError(f"%{encoded} does not belong into a path")
     try:
-        return unquote_to_bytes(segment).decode()
+        decoded = unquote_to_bytes(segment).decode()
     except UnicodeDecodeError as error:
         raise ValueError("the path is not UTF-8") from error
+    if not {"", ".", ".."}.isdisjoint(decoded.split("/")):
+        raise ValueError("the path has an empty segment or a dot segment behind an encoded slash")
+    return decoded
 
 
 def _query(query: str | None) -> tuple[tuple[str, str], ...]:
@@ -95,6 +100,13 @@ class Resource(msgspec.Struct, frozen=True):
     segments: tuple[str, ...]
 
     @property
+    def has_foreign_slash(self) -> bool:
+        """Whether a slash is encoded where none may be: what a proxy takes for one word, others take for two."""
+        template = next(iter(self.rows.values())).template
+        words = self.segments[: len(template) - 1] if template[-1] == _TAIL else self.segments
+        return any("/" in each for each in words)
+
+    @property
     def allow(self) -> str:
         """The methods, as the `Allow` field lists them."""
         return ", ".join(sorted({*self.rows, "OPTIONS", *({"HEAD"} if "GET" in self.rows else ())}))
@@ -122,7 +134,7 @@ class Routes:
             if command.method in rows:
                 raise ValueError(f"{command.name} and {rows[command.method].command.name} have one path")
             rows[command.method] = row
-            if command.method == "GET" and len([each for each in row.template if _is_member(each)]) == 1:
+            if command.method == "GET" and len([each for each in row.template if _is_member(each)]) <= 1:
                 self._getters.setdefault(command.reply, row)
         # A word beats a member at the same place, whatever the order of the table.
         self._shapes = sorted(shapes.items(), key=lambda each: [word in ("{}", _TAIL) for word in each[0]])
@@ -136,7 +148,8 @@ class Routes:
 
     def location(self, command: Command[Any, Any], reply: bytes) -> str | None:
         """Where the thing that a row has made or set going is to be found, if one row shows just that."""
-        getter = self._getters.get(command.reply)
+        # What is shown once only, such as a token's text, is a kind of what is shown later.
+        getter = next((self._getters[kind] for kind in command.reply.__mro__ if kind in self._getters), None)
         if getter is None or command.status not in (201, 202):
             return None
         shown = msgspec.json.decode(reply)

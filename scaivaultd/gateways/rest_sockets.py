@@ -8,6 +8,7 @@ import ipaddress
 import os
 import socket
 import stat
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,12 @@ import msgspec
 from scaivaultd.model.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _BACKLOG = 256
 _MODE = 0o660
 _PROBE_SECONDS = 1.0
+_PATH_BYTES_MAX = 107  # sun_path of Linux, less its end
 
 
 class UnixSocket(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,10 +33,11 @@ class UnixSocket(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BoundUnix:
-    """A UNIX socket that listens."""
+    """A UNIX socket that listens; `without_group`: it could not be given to the group that was wanted."""
 
     def __init__(self, path: Path, listening: socket.socket) -> None:
         self.socket = listening
+        self.without_group = False
         self._path = path
         self._identity = _identity(path)
 
@@ -66,14 +69,15 @@ def _bound(path: Path, gid: int) -> BoundUnix:
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         opened.setblocking(False)
-        opened.bind(str(path))
+        with _address_of(path) as address:
+            opened.bind(address)
         bound = BoundUnix(path, opened)
     except BaseException:
         opened.close()
         raise
     try:
         # Nobody can connect before `listen`, so nobody slips in while the file is still as the umask made it.
-        os.chown(path, -1, gid)
+        bound.without_group = not _is_given(path, gid)
         path.chmod(_MODE)
         opened.listen(_BACKLOG)
     except BaseException:
@@ -81,6 +85,27 @@ def _bound(path: Path, gid: int) -> BoundUnix:
         opened.close()
         raise
     return bound
+
+
+def _is_given(path: Path, gid: int) -> bool:
+    try:
+        os.chown(path, -1, gid)
+    except PermissionError:
+        return False
+    return True
+
+
+@contextmanager
+def _address_of(path: Path) -> Iterator[str]:
+    """A path as the kernel takes it: one that is too long is told from its directory on."""
+    if len(os.fsencode(path)) <= _PATH_BYTES_MAX:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 def require_loopback(sockets: Sequence[socket.socket]) -> None:
@@ -129,7 +154,8 @@ def _is_answered(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_PROBE_SECONDS)
         try:
-            probe.connect(str(path))
+            with _address_of(path) as address:
+                probe.connect(address)
         except ConnectionRefusedError:
             return False
         except (TimeoutError, BlockingIOError):
@@ -151,8 +177,6 @@ def _advice(path: Path, error: OSError) -> str:
             remedy = "its directory does not exist; create it (RuntimeDirectory= in the unit)"
         case errno.EACCES | errno.EROFS:
             remedy = "the daemon may not write there; give it the directory (RuntimeDirectory= in the unit)"
-        case errno.EPERM:
-            remedy = "the daemon may not give the socket to that group; make its user a member of the group"
         case _:
-            remedy = "choose a short absolute path in a directory of the daemon's own"
+            remedy = "choose an absolute path with a short name, in a directory of the daemon's own"
     return f"cannot listen at {path}: {error.strerror or error}; {remedy}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections import ChainMap
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -58,7 +60,8 @@ def test_components_come_in_order_of_their_names() -> None:
 def test_replies_tell_times_of_all_members_that_hold_one(command: Any) -> None:
     """Our own messages, not only those made for the test."""
     schema = components([command.reply])[command.reply.__name__]
-    held = {name for name in command.reply.__struct_fields__ if "datetime" in command.reply.__annotations__[name]}
+    annotations = ChainMap(*(inspect.get_annotations(each) for each in command.reply.__mro__))
+    held = {name for name in command.reply.__struct_fields__ if "datetime" in annotations[name]}
     assert held == {name for name, each in schema["properties"].items() if "date-time" in str(each)}
 
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from scaivaultd.api import events
+from scaivaultd.model.access import Anchor, Token
 from scaivaultd.model.ids import AccountId, CertificateId, EventId, KeyId, OrderId
 from scaivaultd.model.names import parse_identifiers
 from scaivaultd.model.resources import Account, Certificate, ExternalAccount, Order, Renewal, Revocation, Trouble
@@ -76,6 +77,14 @@ RENEWAL = Renewal(
 )
 NEXT = msgspec.structs.replace(CERTIFICATE, version=2, serial_number="03")
 TROUBLE = Trouble(code="ca_error", detail="no", kind="permanent", fault="ca", remedy="do")
+TOKEN = Token(
+    id="Ab3dEf9h",
+    name="web-ci",
+    secret_sha256=b"digest",
+    created_at=NOW,
+    created_by="unix:0",
+    expires_at=NOW + timedelta(days=14),
+)
 ALL = {
     "certificate.renewed": (events.certificate_renewed(NEXT, CERTIFICATE, ORDER, NOW), "cert_1"),
     "certificate.renewal_failed": (
@@ -102,6 +111,9 @@ ALL = {
         events.account_action_required(ACCOUNT, ORDER, Trouble(code="ca_error", detail="new terms"), NOW),
         "acme_1",
     ),
+    "audit.anchored": (events.audit_anchored(Anchor(sequence=7, hash="ab" * 32), NOW), "audit"),
+    "audit.write_failed": (events.audit_write_failed("full", NOW, 3, 0, NOW), "audit"),
+    "token.expiring": (events.token_expiring(TOKEN, 14, NOW), "Ab3dEf9h"),
 }
 
 
@@ -123,7 +135,7 @@ def test_an_event_names_its_resource_and_its_moment(kind: str) -> None:
 def test_no_event_holds_a_secret_or_leads_to_one(kind: str) -> None:
     """Events are read by everybody on the bus."""
     body = ALL[kind][0].data.decode()
-    for secret in ("key_1", "key_2", "sealed", "PEM", "thumbprint", "token"):
+    for secret in ("key_1", "key_2", "sealed", "PEM", "thumbprint", '"token"', "ZGlnZXN0"):
         assert secret not in body
 
 

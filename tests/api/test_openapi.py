@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from scaivaultd.api.commands import COMMANDS, EVERYWHERE
+from scaivaultd.api.commands import COMMANDS
 from scaivaultd.api.dispatch import decode, problem
 from scaivaultd.api.messages import Request
-from scaivaultd.api.openapi import OPEN_PATHS, openapi
+from scaivaultd.api.openapi import HTTP_TITLES, OPEN_PATHS, OVER_HTTP, openapi
 from scaivaultd.model.errors import WIRE_ERRORS, NotFound
 from tests.api.documents import dangling, references
 
@@ -115,8 +115,10 @@ def test_requests_forbid_other_members_and_replies_do_not() -> None:
     def below(kind: type[Request]) -> set[str]:
         return {kind.__name__}.union(*(below(each) for each in kind.__subclasses__()))
 
-    strict = {name for name, each in DOCUMENT["components"]["schemas"].items() if "additionalProperties" in each}
-    assert strict == below(Request) & set(DOCUMENT["components"]["schemas"])
+    schemas = DOCUMENT["components"]["schemas"]
+    strict = {name for name, each in schemas.items() if each.get("additionalProperties") is False}
+    # A policy is shown as it was written, and is written under the same name.
+    assert strict == (below(Request) & set(schemas)) | {"PolicyRule", "Quota"}
 
 
 @EVERY
@@ -132,10 +134,10 @@ def test_every_error_of_the_row_is_a_problem_document_with_its_code(command: Any
     """A client decides by the code, so that it has to know which there are."""
     told: dict[str, int] = {}
     for status, each in operation(command)["responses"].items():
-        if status != str(command.status):
+        if status not in {str(command.status), "304", *map(str, HTTP_TITLES)} - {"400"}:
             _, codes = resolved(each)["content"]["application/problem+json"]["schema"]["allOf"]
             told |= dict.fromkeys(codes["properties"]["code"]["enum"], int(status))
-    assert told == {error.code: error.status for error in (*command.errors, *EVERYWHERE)}
+    assert told == {error.code: error.status for error in (*command.errors, *OVER_HTTP)}
 
 
 def test_every_code_has_an_example_that_is_a_problem_document() -> None:
@@ -156,11 +158,44 @@ def test_what_changes_something_takes_an_idempotency_key(command: Any) -> None:
 @EVERY
 def test_what_can_wait_is_told_so_in_the_query_too(command: Any) -> None:
     """`?wait=` is there for those who send no body."""
-    waits = "wait_seconds" in command.request.__struct_fields__
+    waits = bool({"wait_seconds", "wait_end_seconds"} & set(command.request.__struct_fields__))
     assert ("wait" in parameters(command, "query")) == waits
     if waits:
-        schema = parameters(command, "query")["wait"]["schema"]
-        assert (schema["minimum"], schema["maximum"]) == (0, 60)
+        wait = parameters(command, "query")["wait"]
+        assert (wait["schema"]["minimum"], wait["schema"]["maximum"]) == (0, 60)
+        is_for_the_end = "wait_end_seconds" in command.request.__struct_fields__
+        assert ("`wait_end_seconds`" in wait["description"]) == is_for_the_end
+
+
+@EVERY
+def test_fields_of_the_head_are_told_where_they_are(command: Any) -> None:
+    """Generated clients offer no others, and hand no others on."""
+    asked = set(parameters(command, "header")) - {"Idempotency-Key"}
+    answers = {
+        status: set(resolved(each).get("headers", ())) for status, each in operation(command)["responses"].items()
+    }
+    reads = command.method == "GET" and command.permission != "key.read"
+    assert asked == {"X-Request-Id", "If-None-Match" if reads else "If-Match"}
+    assert ("304" in answers) == ("ETag" in answers[str(command.status)]) == reads
+    assert ("Location" in answers[str(command.status)]) == (command.status in (201, 202))
+    assert ("Retry-After" in answers[str(command.status)]) == (command.status == 202)
+    assert "WWW-Authenticate" in answers["401"]
+    assert "Retry-After" in answers["429"] & answers["503"]
+
+
+def test_what_only_http_gets_wrong_is_told_with_every_command() -> None:
+    """Clients are made of operations one by one."""
+    for command in COMMANDS:
+        answers = operation(command)["responses"]
+        assert {"408", "413", "415", "417", "431", "505"} <= set(answers)
+        assert "application/problem+json" in resolved(answers["413"])["content"]
+
+
+def test_how_the_daemon_is_may_be_told_under_503() -> None:
+    """The reply is whole: it says what is wrong."""
+    content = DOCUMENT["paths"]["/v1/sys/health"]["get"]["responses"]["503"]["content"]
+    assert content["application/json"]["schema"]["$ref"].endswith("/HealthReply")
+    assert "application/problem+json" in content
 
 
 def test_everything_but_the_open_pages_wants_a_token() -> None:
@@ -168,7 +203,7 @@ def test_everything_but_the_open_pages_wants_a_token() -> None:
     assert DOCUMENT["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
     assert DOCUMENT["security"] == [{"token": []}]
     without = {path for path, each in all_operations() if each.get("security", DOCUMENT["security"]) == []}
-    assert without == OPEN_PATHS == {"/livez", "/readyz", "/openapi.json"}
+    assert without == OPEN_PATHS == {"/livez", "/readyz", "/openapi.json", "/asyncapi.json", "/docs"}
     assert all("security" not in each for path, each in all_operations() if path not in OPEN_PATHS)
 
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import aiohttp
 import msgspec
@@ -20,6 +20,7 @@ from scaivaultd.api.commands import COMMANDS
 from scaivaultd.api.dispatch import Dispatcher
 from scaivaultd.api.gate import OpenGate
 from scaivaultd.gateways.rest import RestGateway, RestLimits, RestPlaces
+from scaivaultd.gateways.rest_pages import Subjects
 from scaivaultd.gateways.rest_tls import TlsFiles
 from scaivaultd.model.clock import SystemClock, SystemRandomness
 from scaivaultd.model.ids import IdMaker
@@ -27,12 +28,14 @@ from scaivaultd.model.principals import Principal
 from tests.fakes.tcp import PATIENCE_SECONDS, connected
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
     from scaivaultd.api.commands import Command, RequestContext
     from scaivaultd.gateways.rest_sockets import UnixSocket
+    from scaivaultd.plugin import Secret
 
 TOKEN = "scvt_canary_0123456789"
+SUBJECTS = Subjects(requests="test.requests", events="test.events")
 
 
 class Done(msgspec.Struct):
@@ -149,7 +152,7 @@ async def served(
     *,
     limits: RestLimits | None = None,
     unix: UnixSocket | None = None,
-    tls: TlsFiles | None = None,
+    tls: TlsFiles | Literal["managed"] | None = None,
     tcp: bool = True,
     identified: bool = True,
     origins: tuple[str, ...] = (),
@@ -164,6 +167,7 @@ async def served(
         RestPlaces(tcp=sockets, tls=tls, unix=unix),
         authenticator=here.holders if identified else None,
         health=here.probe,
+        subjects=SUBJECTS,
         ids=here.ids,
         clock=SystemClock(),
         log=here.log,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -21,7 +22,7 @@ from scaivaultd.gateways.rest_identity import OwnUserOnly
 from scaivaultd.gateways.rest_sockets import UnixSocket
 from scaivaultd.model import errors as e
 from scaivaultd.model.clock import SystemClock
-from tests.fakes.rest import TOKEN, Done, Served, listening_socket, served
+from tests.fakes.rest import SUBJECTS, TOKEN, Done, Served, listening_socket, served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,7 +45,7 @@ def by_http(command: Command[Any, Any]) -> tuple[str, dict[str, str], dict[str, 
         if f"{{{name}}}" in path:
             path = path.replace(f"{{{name}}}", quote(str(rest.pop(name)), safe="/*"))
     if command.method in ("GET", "DELETE"):
-        return path, {name: str(value) for name, value in rest.items()}, None
+        return path, {name: str(value).lower() if value is True else str(value) for name, value in rest.items()}, None
     return path, {}, rest or None
 
 
@@ -64,8 +65,18 @@ class TestRequests:
     async def test_wait_stands_for_wait_seconds(self, here: Served) -> None:
         """`?wait=5` is what people type, beside a body too."""
         async with here.client() as session:
-            await session.post("/v1/pki/acme/issue?wait=5", json=ISSUE)
+            await session.patch("/v1/pki/acme/accounts/a?wait=5", json={})
         assert here.asked[0][1].wait_seconds == 5
+
+    async def test_wait_is_for_the_end_where_there_is_one(self, here: Served) -> None:
+        """Who waits a minute wants the certificate, not its challenges."""
+        async with here.client() as session:
+            await session.post("/v1/pki/acme/issue?wait=60", json=ISSUE)
+            await session.get("/v1/pki/acme/orders/o?wait=60")
+            await session.post("/v1/pki/certificates/c/renew?wait=60")
+            await session.post("/v1/pki/acme/issue?wait_seconds=7", json=ISSUE)
+        assert [each.wait_end_seconds for _, each, _ in here.asked] == [60, 60, 60, None]
+        assert here.asked[3][1].wait_seconds == 7
 
     async def test_an_idempotency_key_reaches_the_handler(self, here: Served) -> None:
         """A repeated POST must find the first answer."""
@@ -154,6 +165,7 @@ class TestAnswers:
         (tied,) = [each for each in here.capture.entries if each["event"] == "rest.named"]
         assert tied["named"] == "web-7f.1"
         assert tied["request_id"] == here.asked[0][2].request_id
+        assert {each["request_id"] for each in here.capture.entries if "request_id" in each} == {tied["request_id"]}
 
     async def test_a_request_without_a_name_has_one_name_only(self, here: Served) -> None:
         """The one that stands in the log, in the header and in the problem."""
@@ -193,7 +205,9 @@ class TestAnswers:
         async with here.client() as session:
             key = await session.get("/v1/pki/certificates/c/key")
             pem = await session.get("/v1/pki/certificates/c/pem")
+            token = await session.post("/v1/tokens", json={"name": "a"})
         assert (key.headers["Cache-Control"], key.headers.get("ETag")) == ("no-store", None)
+        assert token.headers["Cache-Control"] == "no-store"
         assert pem.headers["Cache-Control"] == "private, no-cache"
 
     async def test_nobody_is_told_what_we_are_made_of(self, here: Served) -> None:
@@ -283,6 +297,13 @@ class TestConditions:
         assert response.status == 503
         assert [name for name, _, _ in here.asked] == ["pki.certificates.get"]
 
+    async def test_a_request_that_is_wrong_is_wrong_whatever_it_assumes(self, here: Served) -> None:
+        """RFC 9110 section 13.2.1: a condition counts only where the request would succeed without it."""
+        async with here.client() as session:
+            response = await session.patch("/v1/pki/certificates/c", json={"nonsense": 1}, headers={"If-Match": '"x"'})
+        assert response.status == 400
+        assert here.asked == []
+
     async def test_of_two_changes_at_once_one_is_too_late(self, here: Served) -> None:
         """Between the look and the change the other one must not slip in: that is what the condition is for."""
         texts = ["before"]
@@ -347,11 +368,24 @@ class TestIdentity:
         async with here.client() as session:
             await session.get("/v1/sys/info")
         (facts,) = here.holders.facts
-        assert (facts.method, facts.path, facts.source.listener) == ("GET", "/v1/sys/info", "tcp")
-        assert facts.source.address == "127.0.0.1"
-        assert facts.token is not None
-        assert facts.token.reveal() == TOKEN
+        assert (facts["address"], facts["uid"], list(facts["gids"])) == ("127.0.0.1", None, [])
+        assert facts["token"].reveal() == TOKEN
         assert TOKEN not in repr(facts)
+        assert here.asked[0][2].source == "127.0.0.1"
+
+    async def test_the_judge_is_told_who_is_behind_a_unix_socket(self, tmp_path: Path) -> None:
+        """Administrators are known by their group there."""
+        path = tmp_path / "rest.sock"
+        async with served(unix=UnixSocket(path=path), tcp=False) as here:
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(b"GET /v1/sys/info HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 200")
+            writer.close()
+            await writer.wait_closed()
+        (facts,) = here.holders.facts
+        assert (facts["token"], facts["address"], facts["uid"]) == (None, None, os.getuid())
+        assert set(facts["gids"]) == {os.getgid(), *os.getgroups()}
+        assert here.asked[0][2].source == f"uid {os.getuid()}"
 
     async def test_no_token_is_logged(self, here: Served) -> None:
         """Logs go to places that tokens must not."""
@@ -387,6 +421,7 @@ class TestIdentity:
                 RestPlaces(tcp=[opened]),
                 authenticator=None,
                 health=here.probe,
+                subjects=SUBJECTS,
                 ids=here.ids,
                 clock=SystemClock(),
                 log=here.log,
@@ -404,7 +439,7 @@ class TestIdentity:
 
 
 class TestProbes:
-    @pytest.mark.parametrize(("status", "code"), [("ok", 200), ("degraded", 200), ("down", 503)])
+    @pytest.mark.parametrize(("status", "code"), [("ok", 200), ("degraded", 200), ("down", 503), ("sealed", 503)])
     async def test_readiness_is_the_worst_part(self, here: Served, status: Any, code: int) -> None:
         """Degraded is still better than no daemon; strangers learn no more than the word."""
         parts = [m.ComponentHealth(name="store", status=status, detail="canary")]
@@ -428,6 +463,50 @@ class TestProbes:
             asked = await session.head("/livez")
         assert (response.status, response.headers["Allow"]) == (405, "GET, HEAD")
         assert asked.status == 200
+
+    async def test_health_has_the_same_status_and_its_parts_beside_it(self, here: Served) -> None:
+        """Monitors go by the status, people by the body; a tag of trouble is of no use."""
+        parts = [m.ComponentHealth(name="master_key", status="down", detail="missing")]
+        here.answers["sys.health"] = lambda _: m.HealthReply(status="sealed", components=parts)
+        async with here.client() as session, session.get("/v1/sys/health", headers={"If-None-Match": "*"}) as response:
+            assert (await response.json())["components"][0]["detail"] == "missing"
+        assert (response.status, response.content_type, response.headers.get("ETag")) == (503, "application/json", None)
+
+
+class TestDescriptions:
+    @pytest.mark.parametrize(
+        ("path", "kind", "beginning"),
+        [
+            ("/openapi.json", "application/json", b'{"openapi":"3.1.0"'),
+            ("/asyncapi.json", "application/json", b'{"asyncapi":"3.0.0"'),
+            ("/docs", "text/html", b"<!doctype html>"),
+        ],
+    )
+    async def test_strangers_may_read_what_there_is(self, here: Served, path: str, kind: str, beginning: bytes) -> None:
+        """It is no secret, and who makes a client has no token yet; a second look costs nothing."""
+        async with here.client(headers={"Authorization": "none"}) as session:
+            shown = await session.get(path)
+            again = await session.get(path, headers={"If-None-Match": shown.headers["ETag"]})
+            asked = await session.head(path)
+            posted = await session.post(path, json={})
+            assert (await shown.read()).startswith(beginning)
+            await posted.read()
+        assert (shown.status, shown.content_type, again.status, asked.status) == (200, kind, 304, 200)
+        assert (posted.status, posted.headers["Allow"]) == (405, "GET, HEAD")
+        assert here.holders.facts == []
+
+    async def test_they_tell_of_this_daemon(self, here: Served) -> None:
+        """Its subjects may be others than usual; and the page may load nothing from elsewhere."""
+        async with here.client() as session:
+            async with session.get("/asyncapi.json") as response:
+                described = await response.json()
+            async with session.get("/docs") as page:
+                await page.read()
+        addresses = [each["address"] or "" for each in described["channels"].values()]
+        assert "test.requests.sys.info" in addresses
+        assert any(each.startswith("test.events.") for each in addresses)
+        assert page.headers["Content-Security-Policy"].startswith("default-src 'none'")
+        assert page.charset == "utf-8"
 
 
 class TestOrigins:
@@ -491,8 +570,10 @@ class TestLife:
         ):
             done = asyncio.get_running_loop().create_future()
             asyncio.get_running_loop().call_later(0.2, done.set_result, Done())
-            here.answers["pki.acme.issue"] = lambda _: _awaited(done)
+            here.answers["pki.acme.issue"] = here.answers["pki.acme.orders.get"] = lambda _: _awaited(done)
+            looking = asyncio.create_task(session.get("/v1/pki/acme/orders/o?wait=5").__aenter__())
             assert (await session.post("/v1/pki/acme/issue?wait=5", json=ISSUE)).status == 202
+            assert (await looking).status == 200
 
     async def test_stopping_answers_what_was_begun(self) -> None:
         """A restart must not cost anybody an answer."""

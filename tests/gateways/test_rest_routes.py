@@ -57,11 +57,30 @@ def test_what_is_not_in_the_table_is_nowhere(method: str, path: str) -> None:
     assert found(method, path) is None
 
 
-@pytest.mark.parametrize("slash", ["%2f", "%2F", "%5c"])
-def test_an_encoded_slash_is_none(slash: str) -> None:
-    """Secrets have paths: one spelling of each, or a rule for `infra/` could be walked round."""
+@pytest.mark.parametrize("slash", ["%2f", "%5c", "%5C"])
+def test_other_spellings_of_a_slash_are_none(slash: str) -> None:
+    """Secrets have paths: what a proxy takes for another path could walk round its rules."""
     with pytest.raises(ValueError, match="does not belong"):
         read_target(f"/v1/secrets/a{slash}b")
+
+
+def test_a_slash_may_be_encoded_in_the_member_that_holds_some() -> None:
+    """Clients that are generated from the OpenAPI document cannot help it; nowhere else is it part of a path."""
+    resource = ROUTES.find(read_target("/v1/secrets/infra%2Faws/key").segments)
+    assert resource is not None
+    assert not resource.has_foreign_slash
+    assert resource.members(commands.PUT_SECRET) == {"path": "infra/aws/key"}
+    foreign = ROUTES.find(read_target("/v1/pki/acme/orders/a%2Fb").segments)
+    assert foreign is not None
+    assert foreign.has_foreign_slash
+    assert ROUTES.find(read_target("/v1/secrets%2Fa").segments) is None
+
+
+@pytest.mark.parametrize("path", ["a%2F..%2Fb", "a%2F%2Fb", "%2Fa", "a%2F", ".%2Fa", "%2F"])
+def test_behind_an_encoded_slash_the_rules_are_the_same(path: str) -> None:
+    """`..` is refused before anybody could follow it."""
+    with pytest.raises(ValueError, match="behind an encoded slash"):
+        read_target(f"/v1/secrets/{path}")
 
 
 @pytest.mark.parametrize("path", ["/%61", "/%2e", "/%2E%2E", "/%7e", "/%2d", "/%39", "/a%00", "/a%7f", "/a%0A"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import os
 import socket
 import stat
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +17,7 @@ from scaivaultd.gateways.rest_sockets import UnixSocket, bind_unix, require_loop
 from scaivaultd.model.errors import StartupError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 
@@ -48,6 +51,72 @@ def test_the_kernel_says_who_is_at_the_other_end(path: Path) -> None:
         with accepted:
             peer = peer_credentials(accepted)
     assert (peer.pid, peer.uid, peer.gid) == (os.getpid(), os.getuid(), os.getgid())
+    assert peer.gids == {os.getgid(), *os.getgroups()}
+
+
+GROUPED = """
+import os, socket, sys
+os.setgroups([int(each) for each in sys.argv[2].split(",") if each])
+os.setgid(4004)
+os.setuid(4294967294)
+client = socket.socket(socket.AF_UNIX)
+client.connect(sys.argv[1])
+client.recv(1)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize(("groups", "known"), [([4001, 4002], {4001, 4002, 4004}), (range(5000, 5300), {4004})])
+async def test_every_group_of_the_other_end_is_known(tmp_path: Path, groups: Sequence[int], known: set[int]) -> None:
+    """The administrators' group is seldom somebody's first; of more groups than the kernel tells us, none counts."""
+    path = tmp_path / "rest.sock"
+    for each in (tmp_path, *tmp_path.parents[:2]):
+        each.chmod(0o755)
+    bound = bind_unix(UnixSocket(path=path))
+    path.chmod(0o777)
+    with bound.socket:
+        command = [sys.executable, "-c", GROUPED, str(path), ",".join(map(str, groups))]
+        client = await asyncio.create_subprocess_exec(*command)
+        accepted, _ = await asyncio.wait_for(asyncio.get_running_loop().sock_accept(bound.socket), 20)
+        with accepted:
+            peer = peer_credentials(accepted)
+        assert await client.wait() == 0
+    assert (peer.uid, peer.gid, set(peer.gids)) == (4294967294, 4004, known)
+
+
+def test_a_path_that_is_too_long_for_the_kernel_works(tmp_path: Path) -> None:
+    """State directories below home directories are often longer than 107 bytes; a stale socket there goes too."""
+    directory = tmp_path / ("d" * 60) / ("e" * 60)
+    directory.mkdir(parents=True)
+    path = directory / "rest.sock"
+    bind_unix(UnixSocket(path=path)).socket.close()
+    bound = bind_unix(UnixSocket(path=path))
+    with bound.socket, socket.socket(socket.AF_UNIX) as client:
+        with pytest.raises(StartupError, match="second scaivaultd"):
+            bind_unix(UnixSocket(path=path))
+        client.connect(_short(path))
+        bound.remove()
+    assert not path.exists()
+
+
+def _short(path: Path) -> str:
+    link = path.parents[2] / "short"
+    link.symlink_to(path.parent)
+    return str(link / path.name)
+
+
+def test_a_group_that_cannot_be_given_is_no_reason_not_to_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon's own user and root can still use it; a warning tells of the others."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "chown", refuse)  # what the kernel says to whoever is not root, which tests may be
+    bound = bind_unix(UnixSocket(path=path, group=grp.getgrgid(os.getegid()).gr_name))
+    with bound.socket, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    assert bound.without_group
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
 
 
 def test_what_a_killed_daemon_left_behind_is_replaced(path: Path) -> None:
@@ -123,7 +192,7 @@ def test_removing_again_removes_nothing(path: Path, tmp_path: Path) -> None:
     ("name", "group", "match"),
     [
         ("missing/rest.sock", None, "directory does not exist"),
-        ("x" * 120, None, "short absolute path"),
+        ("x" * 120, None, "with a short name"),
         ("rest.sock", "no-such-group", "does not exist; create it"),
     ],
 )

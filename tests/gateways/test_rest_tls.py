@@ -11,10 +11,11 @@ import pytest
 
 from scaivaultd.gateways.rest import RestGateway, RestLimits, RestPlaces
 from scaivaultd.gateways.rest_connections import ConnectionLimits
+from scaivaultd.gateways.rest_sockets import UnixSocket
 from scaivaultd.gateways.rest_tls import Tls, TlsFiles
 from scaivaultd.model.clock import SystemClock
 from scaivaultd.model.errors import StartupError
-from tests.fakes.rest import Served, head, self_signed, served, status_of
+from tests.fakes.rest import SUBJECTS, Served, head, self_signed, served, status_of
 from tests.fakes.tcp import connected
 
 if TYPE_CHECKING:
@@ -69,7 +70,6 @@ async def test_a_new_certificate_is_served_without_dropping_anybody(tmp_path: Pa
         for each in (writer, other):
             each.close()
             await each.wait_closed()
-    assert {each.source.listener for each in here.holders.facts} == {"tls"}
 
 
 @pytest.mark.parametrize("broken", ["certificate", "key"])
@@ -92,6 +92,7 @@ async def test_files_that_do_not_fit_change_nothing(tmp_path: Path, broken: str)
 async def test_old_versions_are_not_spoken(tmp_path: Path) -> None:
     """TLS 1.1 is over (RFC 8996)."""
     tls = Tls(self_signed(tmp_path, "a"))
+    assert tls.context is not None
     assert tls.context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
@@ -144,6 +145,62 @@ def test_files_that_cannot_be_used_are_named_at_the_start(
         Tls(TlsFiles(certificate=tmp_path / certificate, key=tmp_path / key))
 
 
+def pair(files: TlsFiles) -> tuple[str, str]:
+    return files.certificate.read_text(), files.key.read_text()
+
+
+async def test_a_managed_certificate_is_served_from_when_it_is_there(tmp_path: Path) -> None:
+    """Before, nothing is said at all: a token must not go in the clear, nor to somebody with a wrong certificate."""
+    first, second = self_signed(tmp_path, "first"), self_signed(tmp_path, "second")
+    async with served(tls="managed") as here:
+        for _ in range(3):
+            async with connected(here.address) as peer:
+                await peer.until_gone()
+        assert [each["event"] for each in here.capture.entries].count("rest.no_certificate") == 1
+        assert here.gateway.rejected == {"no_certificate": 3}
+        here.gateway.use_certificate(*pair(first))
+        reader, writer, shown = await opened(here)
+        assert shown == der(first)
+        assert await ask(reader, writer, head(close=False)) == 200
+        await reader.readuntil(b"}")
+        here.gateway.use_certificate(*pair(second))
+        again, other, shown = await opened(here, sni=False)
+        assert shown == der(second)
+        assert await ask(again, other, head()) == 200
+        assert await ask(reader, writer, head()) == 200
+        assert not here.gateway.reload()
+        for each in (writer, other):
+            each.close()
+            await each.wait_closed()
+
+
+async def test_a_managed_certificate_that_cannot_be_used_changes_nothing(tmp_path: Path) -> None:
+    """What is served is still better; and what is not there still serves nobody."""
+    first, second = self_signed(tmp_path, "first"), self_signed(tmp_path, "second")
+    async with served(tls="managed") as here:
+        with pytest.raises(StartupError, match="cannot be used"):
+            here.gateway.use_certificate(pair(first)[0], pair(second)[1])
+        async with connected(here.address) as peer:
+            await peer.until_gone()
+        here.gateway.use_certificate(*pair(first))
+        with pytest.raises(StartupError, match="cannot be used"):
+            here.gateway.use_certificate(pair(first)[0], pair(second)[1])
+        _, writer, shown = await opened(here)
+        assert shown == der(first)
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_the_unix_socket_waits_for_no_certificate(tmp_path: Path) -> None:
+    """The first certificate is asked for there."""
+    unix = UnixSocket(path=tmp_path / "rest.sock")
+    async with served(tls="managed", unix=unix):
+        reader, writer = await asyncio.open_unix_connection(unix.path)
+        assert await ask(reader, writer, head()) == 200
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_tls_lets_it_listen_beyond_loopback(tmp_path: Path) -> None:
     """And only TLS does."""
     here = Served()
@@ -155,6 +212,7 @@ async def test_tls_lets_it_listen_beyond_loopback(tmp_path: Path) -> None:
                 RestPlaces(tcp=[bound], tls=tls),
                 authenticator=here.holders,
                 health=here.probe,
+                subjects=SUBJECTS,
                 ids=here.ids,
                 clock=SystemClock(),
                 log=here.log,

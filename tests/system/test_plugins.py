@@ -131,8 +131,17 @@ async def web_server(tmp_path: Path) -> AsyncIterator[int]:
 
 
 @pytest.fixture
+async def service(development_dns: DevelopmentDns) -> AsyncIterator[SampleService]:
+    """The DNS service of the foreign provider; what is written there is what the CA sees."""
+    async with SampleService() as running:
+        running.on_txt = lambda name, values: development_dns.set_txt(name, values)
+        yield running
+
+
+@pytest.fixture
 async def world(
     site: Path,
+    service: SampleService,
     tmp_path: Path,
     web_server: int,
     development_dns: DevelopmentDns,
@@ -149,24 +158,23 @@ async def world(
     daemon = await make_daemon(
         pebble,
         http01=f'fallback = "proxy"\nupstream = "127.0.0.1:{web_server}"',
-        dns=f'resolvers = ["127.0.0.1:{port}"]\nauthoritative_port = {port}',
+        dns=f'resolvers = ["127.0.0.1:{port}"]\nauthoritative_port = {port}\n'
+        f'private_apis = ["{service.url.split("/")[2]}"]',
         **{"secrets.backends.sample": f'file = "{secrets}"', "solvers.upload": f'webroot = "{tmp_path / "webroot"}"'},
     )
     return daemon, await daemon.account(pebble)
 
 
 async def test_a_foreign_provider_and_its_secret_backend_bring_a_certificate(
-    world: Any, development_dns: DevelopmentDns
+    world: Any, service: SampleService
 ) -> None:
     """Any DNS provider can be added by a third party without touching the daemon."""
     daemon, account = world
-    async with SampleService() as service:
-        service.on_txt = lambda name, values: development_dns.set_txt(name, values)
-        config = {"api_base": service.url, "token_path": "sample:token"}
-        reply = await daemon.ask("pki.dns_providers.create", name="theirs", type="sample", config=config)
-        assert reply.get("status") == "ready", reply
-        order = await daemon.issue(account, ZONE, f"*.{ZONE}", challenge_type="dns-01")
-        assert order["status"] == "valid", order
+    config = {"api_base": service.url, "token_path": "sample:token"}
+    reply = await daemon.ask("pki.dns_providers.create", name="theirs", type="sample", config=config)
+    assert reply.get("status") == "ready", reply
+    order = await daemon.issue(account, ZONE, f"*.{ZONE}", challenge_type="dns-01")
+    assert order["status"] == "valid", order
 
 
 async def test_a_foreign_solver_is_chosen_by_its_name(world: Any, tmp_path: Path) -> None:

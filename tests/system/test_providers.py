@@ -104,6 +104,11 @@ async def development_dns() -> AsyncIterator[DevelopmentDns]:
         yield server
 
 
+def dns_at(port: int, api: str) -> str:
+    """Where DNS is asked, and which service on loopback callers may configure."""
+    return f'resolvers = ["127.0.0.1:{port}"]\nauthoritative_port = {port}\nprivate_apis = ["{api.split("/")[2]}"]'
+
+
 @pytest.fixture(params=sorted(SERVICES))
 async def configured(
     request: pytest.FixtureRequest,
@@ -117,11 +122,11 @@ async def configured(
     async with service.server as server:
         pebble = await make_pebble(dns_server=f"127.0.0.1:{development_dns.port}")
         port = development_dns.port
-        daemon = await make_daemon(pebble, dns=f'resolvers = ["127.0.0.1:{port}"]\nauthoritative_port = {port}')
+        root = getattr(server, "api_base", server.url)
+        daemon = await make_daemon(pebble, dns=dns_at(port, root))
         for path, value in service.secrets.items():
             given = value or server.key_file()  # type: ignore[attr-defined]  # Google: the key names its server
             assert (await daemon.ask("secrets.put", path=path, value=given))["version"] == 1
-        root = getattr(server, "api_base", server.url)
         config = {member: value or root for member, value in service.config.items()}
         reply = await daemon.ask("pki.dns_providers.create", name="it", type=request.param, config=config)
         assert reply.get("status") == "ready", reply
@@ -166,7 +171,7 @@ async def test_orders_take_turns_at_a_service_that_holds_two_values(
     async with server:
         pebble = await make_pebble(dns_server=f"127.0.0.1:{development_dns.port}")
         port = development_dns.port
-        daemon = await make_daemon(pebble, dns=f'resolvers = ["127.0.0.1:{port}"]\nauthoritative_port = {port}')
+        daemon = await make_daemon(pebble, dns=dns_at(port, server.url))
         await daemon.ask("secrets.put", path="dns/account", value=json.dumps(account))
         config = {"api_base": server.url, "account_path": "dns/account"}
         reply = await daemon.ask("pki.dns_providers.create", name="it", type="acme_dns", config=config)
