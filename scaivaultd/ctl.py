@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from scaivaultd import __version__, ctl_access, ctl_daemon, ctl_keys
+from scaivaultd import __version__, ctl_access, ctl_daemon, ctl_keys, ctl_policy
 from scaivaultd.ctl_session import EX_USAGE
 
 
@@ -24,7 +24,7 @@ for _verb in (
     ctl_daemon.secret,
     ctl_daemon.call,
     ctl_access.token,
-    ctl_access.policy,
+    ctl_policy.policy,
     ctl_access.auth,
     ctl_access.audit,
     ctl_keys.keys,
@@ -36,7 +36,10 @@ for _verb in (
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the completion script for a SHELL; source it, or put it where the shell looks."""
+    """Print the completion script of a SHELL.
+
+    Source it, or put it where the shell looks for such scripts.
+    """
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)
@@ -86,7 +89,7 @@ def explain(code: str | None, as_json: bool) -> None:
 @click.option("--root", default="scaivault.v1", show_default=True, help="The subject root of the daemon.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output, with examples.")
 def commands(root: str, as_json: bool) -> None:
-    """List the commands the daemon answers, with their NATS subjects."""
+    """List the commands that there are, with their NATS subjects."""
     from scaivaultd.api.commands import COMMANDS
 
     if as_json:
@@ -131,7 +134,10 @@ def plugin_new(name: str, dns: bool) -> None:
 @plugin.command("ls")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def plugin_ls(as_json: bool) -> None:
-    """List the installed plugins: what they bring, or why they are refused."""
+    """List the installed plugins.
+
+    With what they bring, or why they are refused.
+    """
     from scaivaultd.plugin_check import findings
 
     found = findings()
@@ -146,7 +152,10 @@ def plugin_ls(as_json: bool) -> None:
 @plugin.command("check")
 @click.argument("name")
 def plugin_check(name: str) -> None:
-    """Load the plugin NAME (or all of the distribution NAME) and report everything that is wrong with it."""
+    """Load a plugin, and report everything that is wrong with it.
+
+    NAME is the plugin's, or that of a distribution: all of its plugins then.
+    """
     from scaivaultd.plugin_check import findings
 
     found = [each for each in findings() if name in (each.name, each.distribution)]

@@ -1,18 +1,18 @@
-"""`scaivaultctl token | policy | auth | audit`: who may do what, and what they did."""
+"""`scaivaultctl token | auth | audit`: who may do what, and what they did."""
 
 from __future__ import annotations
 
-import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from scaivaultd.ctl_session import EX_FAILED, EX_USAGE, confirm, facts, say, table, with_daemon
+from scaivaultd.ctl_session import EX_FAILED, EX_NOT_ALLOWED, EX_USAGE, confirm, facts, say, table, with_daemon
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from scaivaultd.ctl_session import Session
 
@@ -39,9 +39,9 @@ def token_create(
     networks: tuple[str, ...],
     lifetime: str,
 ) -> None:
-    """Make an API token called NAME and print it; it is never shown again.
+    """Make an API token called NAME, and print it.
 
-    The first one is made on the daemon's host, as root or a member of the admin group.
+    It is never shown again. The first one is made on the daemon's host, as root or a member of the admin group.
     """
     given = [*policies, *(["admin"] if admin and "admin" not in policies else [])]
     reply = session.call(
@@ -135,126 +135,6 @@ def _token(reply: Mapping[str, Any]) -> list[str]:
 
 
 @click.group()
-def policy() -> None:
-    """Policies: who may do what."""
-
-
-@policy.command("ls")
-@with_daemon
-def policy_ls(session: Session) -> None:
-    """List policies."""
-    found = session.all("policies.list")
-    session.show(
-        found,
-        lambda: table(
-            ("NAME", "ORIGIN", "RULES", "FOR"),
-            [
-                (each["name"], each["origin"], str(len(each["rules"])), ", ".join(each["principals"]) or "-")
-                for each in found
-            ],
-        ),
-    )
-
-
-@policy.command("show")
-@click.argument("name")
-@with_daemon
-def policy_show(session: Session, name: str) -> None:
-    """Show one policy, as TOML that `policy apply` takes."""
-    reply = session.call("policies.get", name=name)
-    session.show(reply, lambda: _policy(reply))
-
-
-@policy.command("apply")
-@click.option("-f", "--file", "source", type=click.File("rb"), required=True, help="TOML with [[policy]], or JSON.")
-@click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
-@with_daemon
-def policy_apply(session: Session, source: Any, dry_run: bool) -> None:
-    """Write the policies of a file; others stay as they are."""
-    wanted = _policies(source.read(), source.name)
-    there = {each["name"]: each for each in session.all("policies.list")}
-    done = []
-    for each in wanted:
-        before = there.get(each["name"])
-        if before is not None and _same(before, each):
-            change = "unchanged"
-        else:
-            change = "new" if before is None else "changed"
-            if not dry_run:
-                session.call("policies.put", **each)
-        done.append({"name": each["name"], "change": change})
-    session.show(done, lambda: [f"{each['name']}: {each['change']}{' (dry run)' if dry_run else ''}" for each in done])
-
-
-@policy.command("rm")
-@click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@with_daemon
-def policy_rm(session: Session, name: str, yes: bool) -> None:
-    """Delete a policy."""
-    session.call("policies.get", name=name)
-    confirm(name, f"Policy {name} ends; what it alone allowed is allowed no more", yes=yes)
-    reply = session.call("policies.delete", name=name)
-    session.show(reply, lambda: [f"{name}: deleted"])
-
-
-def _policies(content: bytes, name: str) -> list[dict[str, Any]]:
-    """The policies of a file in the shape of `policies.put`."""
-    import tomllib
-
-    try:
-        text = content.decode()
-        document = (
-            json.loads(text) if text.lstrip().startswith(("{", "[")) and not _is_table(text) else tomllib.loads(text)
-        )
-        listed = document.get("policy", [document]) if isinstance(document, dict) else document
-        return [
-            {
-                "name": each["name"],
-                "principals": each.get("principals", []),
-                "rules": each.get("rules", each.get("rule", [])),
-            }
-            for each in listed
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        say(f"scaivaultctl: {name} is neither TOML with [[policy]] tables, each with a name, nor JSON: {error}")
-        sys.exit(EX_USAGE)
-
-
-def _is_table(text: str) -> bool:
-    return text.lstrip().startswith("[[")
-
-
-def _same(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    def rules(of: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [
-            {
-                key: value
-                for key, value in rule.items()
-                if value not in (None, [], False) and (key, value) != ("effect", "allow")
-            }
-            for rule in of["rules"]
-        ]
-
-    return before["principals"] == wanted["principals"] and rules(before) == rules(wanted)
-
-
-def _policy(reply: Mapping[str, Any]) -> list[str]:
-    lines = [f"# {reply['origin']}", "[[policy]]", f"name = {json.dumps(reply['name'])}"]
-    lines.append(f"principals = {json.dumps(reply['principals'])}")
-    for rule in reply["rules"]:
-        lines += ["", "  [[policy.rule]]"]
-        lines += [f"  {key} = {_toml(value)}" for key, value in rule.items() if value is not None]
-    return lines
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items() if each is not None) + " }"
-    return json.dumps(value, ensure_ascii=False)
-
-
-@click.group()
 def auth() -> None:
     """Who you are, and what you may do."""
 
@@ -281,44 +161,45 @@ def auth_whoami(session: Session) -> None:
     )
 
 
+def question(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options that say what may be asked beside the action."""
+    for option in reversed(
+        (
+            click.option("--domain", "domains", multiple=True, metavar="NAME", help="A name; may be repeated."),
+            click.option("--as", "principal", metavar="PRINCIPAL", help="For whom, such as token:web-ci."),
+            click.option("--account", "account_id", metavar="ID_OR_NAME", help="The ACME account."),
+            click.option(
+                "--challenge",
+                "challenge_type",
+                type=click.Choice(["http-01", "dns-01", "tls-alpn-01"]),
+                help="How the names are proven.",
+            ),
+            click.option("--key-type", metavar="TYPE", help="Kind of the certificate's key, such as ec-p256."),
+            click.option("--secret", metavar="REFERENCE", help="A secret reference, for secret.* actions."),
+            click.option("--explain", is_flag=True, help="Every reason, also where it is allowed."),
+        )
+    ):
+        verb = option(verb)
+    return verb
+
+
 @auth.command("can-i")
 @click.argument("action")
-@click.option("--domain", "domains", multiple=True, metavar="NAME", help="A name of the certificate; may be repeated.")
-@click.option("--as", "principal", metavar="PRINCIPAL", help="For another one, such as token:web-ci.")
-@click.option("--account", "account_id", metavar="ID_OR_NAME", help="The ACME account.")
-@click.option("--challenge", type=click.Choice(["http-01", "dns-01", "tls-alpn-01"]), help="How names are proven.")
-@click.option("--key-type", metavar="TYPE", help="Kind of the certificate's key.")
-@click.option("--secret", metavar="REFERENCE", help="A secret reference, for secret.* actions.")
-@click.option("--explain", is_flag=True, help="Every reason, also where it is allowed.")
+@question
 @with_daemon
-def auth_can_i(
-    session: Session,
-    action: str,
-    domains: tuple[str, ...],
-    principal: str | None,
-    account_id: str | None,
-    challenge: str | None,
-    key_type: str | None,
-    secret: str | None,
-    explain: bool,
-) -> None:
-    """Ask whether ACTION (such as cert.issue) would be allowed; exit code 4 if not."""
-    reply = session.call(
-        "auth.can_i",
-        action=action,
-        domains=list(domains) or None,
-        principal=principal,
-        account_id=account_id,
-        challenge_type=challenge,
-        key_type=key_type,
-        secret=secret,
-    )
-    session.show(reply, lambda: _verdict(reply, explain=explain))
+def auth_can_i(session: Session, explain: bool, **asked: Any) -> None:
+    """Ask whether an ACTION would be allowed, such as cert.issue.
+
+    The exit code is 4 if not.
+    """
+    reply = session.call("auth.can_i", **{name: value or None for name, value in asked.items()})
+    session.show(reply, lambda: verdict(reply, explain=explain))
     if not reply["allowed"]:
-        sys.exit(4)
+        sys.exit(EX_NOT_ALLOWED)
 
 
-def _verdict(reply: Mapping[str, Any], *, explain: bool) -> list[str]:
+def verdict(reply: Mapping[str, Any], *, explain: bool) -> list[str]:
+    """The lines of a decision: yes or no, by which rule, and why."""
     by = f", by rule {reply['rule']} of policy {reply['policy']}" if reply["policy"] else ""
     lines = [f"{'yes' if reply['allowed'] else 'no'}{by}"]
     if explain or not reply["allowed"]:
@@ -386,10 +267,10 @@ def _verified(directory: Path, anchors: Sequence[str]) -> dict[str, Any]:
     from scaivaultd.model.access import Anchor
     from scaivaultd.store.audit_file import AuditFiles
 
-    try:
-        known = [Anchor(sequence=int(each.partition(":")[0]), hash=each.partition(":")[2]) for each in anchors]
-    except ValueError:
-        say("scaivaultctl: an anchor is written SEQUENCE:HASH")
+    found = [re.fullmatch(r"([0-9]{1,18}):([0-9a-fA-F]{64})", each) for each in anchors]
+    known = [Anchor(sequence=int(each[1]), hash=each[2].lower()) for each in found if each]
+    if len(known) < len(found):
+        say("scaivaultctl: an anchor is written SEQUENCE:HASH, the hash with 64 digits")
         sys.exit(EX_USAGE)
     try:
         report = verify_kept(AuditFiles(directory, file_bytes=0, keep=0).read(), anchors=known)
@@ -397,6 +278,9 @@ def _verified(directory: Path, anchors: Sequence[str]) -> dict[str, Any]:
         say(f"scaivaultctl: {directory} cannot be read: {error.strerror}")
         sys.exit(EX_FAILED)
     broken = report.broken
+    if broken is None and report.sound == 0:
+        say(f"scaivaultctl: {directory} holds no audit log")
+        sys.exit(EX_FAILED)
     return {
         "is_sound": broken is None,
         "records": report.sound,
@@ -413,7 +297,7 @@ def _verification(reply: Mapping[str, Any]) -> list[str]:
             ("sound", reply["is_sound"]),
             ("records", reply["records"]),
             ("head", f"{reply['head_sequence']}:{reply['head_hash']}"),
-            ("anchors compared", reply["anchors"]),
+            ("anchors", reply["anchors"]),
         ]
     )
     if broken := reply.get("broken"):

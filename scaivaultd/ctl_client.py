@@ -19,13 +19,20 @@ from urllib.parse import quote, urlencode, urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-DEFAULT_SOCKET = "unix:/run/scaivaultd/api.sock"
+_DEFAULT_PATH = "/run/scaivaultd/api.sock"
+DEFAULT_SOCKET = f"unix:{_DEFAULT_PATH}"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_NOBODY_OURS = "what answers there is no scaivaultd, or the answer broke off"
 _TIMEOUT_SECONDS = 90.0
 _PATH_MAX = 107  # sun_path of Linux, less its end
 
 
 class Unreachable(Exception):
     """No daemon answers; the text says where it was looked for and what to do."""
+
+
+class Misplaced(Exception):
+    """What was given to find the daemon, or to be known to it, is no good."""
 
 
 class Refused(Exception):
@@ -45,13 +52,35 @@ def address_of(given: str | None, config: Path | None, environment: Mapping[str,
     """Where the daemon is: what is given, that of a configuration file, $SCAIVAULT_ADDR, or the packaged unit's socket.
 
     Raises:
-        Unreachable: the configuration file cannot be read.
+        Misplaced: it is no address, or the configuration file cannot be read.
     """
-    if given:
-        return f"unix:{given}" if given.startswith("/") else given
-    if config is not None:
+    if config is not None and not given:
         return f"unix:{_socket_in(config)}"
-    return environment.get("SCAIVAULT_ADDR") or DEFAULT_SOCKET
+    address = given or environment.get("SCAIVAULT_ADDR") or DEFAULT_SOCKET
+    if address.removeprefix("unix:").startswith("/"):
+        return f"unix:{address.removeprefix('unix:')}"
+    if mistake := _mistake_in(address):
+        raise Misplaced(f"{address}: {mistake}")
+    return address
+
+
+def _mistake_in(address: str) -> str | None:
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        return str(error)
+    match parts.scheme:
+        case "https" | "http" if parts.path.strip("/") or parts.query or parts.fragment or parts.username:
+            return "an address has a host and a port, and nothing else"
+        case "https" if host:
+            return None
+        case "http" if host in _LOOPBACK:
+            return None
+        case "http":
+            return "tokens go in the clear over http only on this host; use https"
+        case _:
+            return "an address is unix:/PATH, https://HOST[:PORT], or http://localhost:PORT"
 
 
 def _socket_in(config: Path) -> Path:
@@ -60,9 +89,14 @@ def _socket_in(config: Path) -> Path:
         listen = settings.get("rest", {}).get("listen", [])
         paths = [str(each).removeprefix("unix:") for each in listen]
         named = next((Path(each) for each in paths if each.startswith("/")), None)
-        return named or Path(settings["state_dir"]) / "api.sock"
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise Unreachable(f"{config} cannot be used to find the daemon: {error}") from error
+        own = Path(settings["state_dir"]) / "api.sock"
+    except OSError as error:
+        raise Misplaced(f"{config} cannot be read: {error.strerror}; name the socket with --address") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise Misplaced(f"{config} is no configuration of a daemon; `scaivaultd check-config` says why") from error
+    if named is None and not os.path.lexists(own) and os.path.lexists(_DEFAULT_PATH):
+        return Path(_DEFAULT_PATH)  # under systemd the daemon's socket is in its runtime directory
+    return named or own
 
 
 class Client:
@@ -110,16 +144,22 @@ class Client:
                 reply = json.loads(response.read() or b"null")
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Unreachable(self._advice(error)) from error
-        if response.status >= 400 and isinstance(reply, dict) and "code" in reply:
+        # Health is told with 503 too, for monitors that go by the status alone.
+        if isinstance(reply, dict) and (response.status // 100 == 2 or "components" in reply):
+            return reply
+        if isinstance(reply, dict) and "code" in reply:
             raise Refused(reply)
-        return reply
+        raise Unreachable(f"{self.address}: {_NOBODY_OURS}")
 
     def _advice(self, error: Exception) -> str:
         match error:
             case FileNotFoundError():
                 what = "there is no such socket; is the daemon running? Name another with --address or --config"
             case PermissionError():
-                what = "this user may not use the socket; be root, or join the group in [access] admin_group"
+                what = (
+                    "this user may not use the socket; be root, or join the group of [access] admin_group "
+                    "(scaivault-admin unless configured), which needs the socket outside of state_dir"
+                )
             case ConnectionRefusedError():
                 what = "nobody listens there; is the daemon running?"
             case ssl.SSLError():
@@ -129,7 +169,7 @@ class Client:
             case OSError():
                 what = error.strerror or str(error)
             case _:
-                what = "what answers there is no scaivaultd"
+                what = _NOBODY_OURS
         return f"{self.address}: {what}"
 
 
@@ -140,19 +180,14 @@ def _texts(value: Any) -> Any:
 
 
 def _connection(address: str) -> http.client.HTTPConnection:
+    if address.startswith("unix:"):
+        return _UnixConnection(address.removeprefix("unix:"))
     parts = urlsplit(address)
-    match parts.scheme:
-        case "unix":
-            return _UnixConnection(parts.path)
-        case "https" if parts.hostname:
-            context = ssl.create_default_context()
-            return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=_TIMEOUT_SECONDS, context=context)
-        case "http" if parts.hostname in ("localhost", "127.0.0.1", "::1"):
-            return http.client.HTTPConnection(parts.hostname, parts.port, timeout=_TIMEOUT_SECONDS)
-        case "http":
-            raise OSError("tokens go in the clear over http only on this host; use https")
-        case _:
-            raise OSError("an address is unix:/PATH, https://HOST[:PORT], or http://localhost:PORT")
+    host = str(parts.hostname)
+    if parts.scheme == "http":
+        return http.client.HTTPConnection(host, parts.port, timeout=_TIMEOUT_SECONDS)
+    context = ssl.create_default_context()
+    return http.client.HTTPSConnection(host, parts.port, timeout=_TIMEOUT_SECONDS, context=context)
 
 
 class _UnixConnection(http.client.HTTPConnection):

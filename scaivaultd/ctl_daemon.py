@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scaivaultd.ctl_session import EX_FAILED, EX_USAGE, confirm, say, table, with_daemon
+from scaivaultd.ctl_session import EX_FAILED, EX_USAGE, confirm, read_stdin, say, show, table, with_daemon
 
 if TYPE_CHECKING:
     from scaivaultd.ctl_session import Session
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 @click.command()
 @with_daemon
 def status(session: Session) -> None:
-    """Show how the daemon is; exit code 1 unless it is ok or only degraded."""
+    """Show how the daemon is.
+
+    The exit code is 1 unless it is ok, or only degraded.
+    """
     reply = session.call("sys.health")
     session.show(
         reply,
@@ -36,18 +39,22 @@ def status(session: Session) -> None:
 
 @click.group()
 def secret() -> None:
-    """Secrets that DNS providers and accounts use by reference; they can be written and never read back."""
+    """Secrets that DNS providers and accounts use by reference.
+
+    They can be written, and are never read back.
+    """
 
 
 @secret.command("put")
 @click.argument("path")
 @with_daemon
 def secret_put(session: Session, path: str) -> None:
-    """Store a secret under PATH; its value is asked for, or read from standard input."""
-    if sys.stdin.isatty():
-        value = str(click.prompt("Value", hide_input=True, err=True))
-    else:
-        value = sys.stdin.read().rstrip("\r\n")
+    """Store a secret under PATH.
+
+    Its value is asked for, or read from standard input.
+    """
+    is_typed = sys.stdin.isatty()
+    value = str(click.prompt("Value", hide_input=True, err=True)) if is_typed else read_stdin().rstrip("\r\n")
     if not value:
         say("scaivaultctl: the value is empty")
         sys.exit(EX_USAGE)
@@ -90,7 +97,10 @@ def secret_rm(session: Session, path: str, yes: bool) -> None:
 @click.argument("body", required=False)
 @with_daemon
 def call(session: Session, command: str, body: str | None) -> None:
-    """Send any COMMAND (as `scaivaultctl commands` lists them) with a JSON BODY, or - to read it; print the reply."""
+    """Send any COMMAND, with a JSON BODY, and print the reply.
+
+    `scaivaultctl commands` lists them. With - the body is read from standard input: do so where it holds a secret.
+    """
     from scaivaultd.api.commands import COMMANDS
 
     known = [each.name for each in COMMANDS]
@@ -99,8 +109,8 @@ def call(session: Session, command: str, body: str | None) -> None:
         hint = f"; did you mean {near[0]!r}?" if near else "; `scaivaultctl commands` lists them"
         say(f"scaivaultctl: there is no command {command!r}{hint}")
         sys.exit(EX_USAGE)
-    reply = session.call(command, **_members(sys.stdin.read() if body == "-" else body or "{}"))
-    click.echo(json.dumps(reply, indent=2, ensure_ascii=False))
+    reply = session.call(command, **_members(read_stdin() if body == "-" else body or "{}"))
+    show(reply)
 
 
 def _members(text: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scaivaultd.ctl_session import EX_FAILED, EX_USAGE, confirm, facts, say, with_daemon
+from scaivaultd.ctl_session import EX_FAILED, EX_USAGE, confirm, facts, read_stdin, say, with_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,10 +41,10 @@ def keys_status(session: Session) -> None:
     help="The key file to make; it is never overwritten.",
 )
 def keys_init(path: Path) -> None:
-    """Make a master key in a new file, and print its recovery key, once.
+    """Make a master key in a new file, and print its recovery key.
 
-    Name the file in [secrets] master_key before the daemon's first start. The recovery key is the master key itself
-    in another form: whoever has it and a copy of the store can read everything.
+    Name the file in [secrets] master_key before the daemon's first start. The recovery key is not shown again. It is
+    the master key itself in another form: whoever has it and a copy of the store can read everything.
     """
     from scaivaultd.model.errors import StartupError
     from scaivaultd.store.master_key import create_master_key_file, load_master_key, recovery_key
@@ -69,7 +69,10 @@ def keys_init(path: Path) -> None:
     help="The key file to make; it is never overwritten.",
 )
 def keys_recover(path: Path) -> None:
-    """Make the key file anew from the recovery key, which is asked for, or read from standard input."""
+    """Make the key file anew from the recovery key.
+
+    That is asked for, or read from standard input.
+    """
     from scaivaultd.model.errors import StartupError
     from scaivaultd.store.master_key import create_master_key_file, from_recovery_key
 
@@ -96,18 +99,34 @@ def keys_rotate(session: Session, new_source: str | None, new_passphrase: bool, 
     confirm("rotate", f"Key {before['kid']} will open nothing any more", yes=yes)
     passphrase = _secret("New passphrase", twice=True) if new_passphrase else None
     reply = session.call("sys.master_key.rotate", new_source=new_source, new_passphrase=passphrase)
-    while wait and _is_going(reply):
+    if wait:
+        reply = _ended(session, reply)
+    session.show(reply, lambda: _status(reply))
+    if passphrase is None:
+        say("What was written down of the earlier key opens only backups from before.")
+
+
+def _ended(session: Session, reply: Any) -> Any:
+    """The state once the rotation has ended; it takes as long as the store is large, and goes on without us."""
+    is_seen = False
+    while _is_going(reply):
         if sys.stderr.isatty():
             click.echo(f"\r{reply['rotation']['rewrapped']} sealed anew", err=True, nl=False)
+            is_seen = True
         time.sleep(_LOOK_SECONDS)
         reply = session.call("sys.master_key.get")
-    session.show(reply, lambda: _status(reply))
+    if is_seen:
+        say("")
+    return reply
 
 
 @click.command()
 @with_daemon
 def unseal(session: Session) -> None:
-    """Give a sealed daemon the passphrase of its master key; it is asked for, or read from standard input."""
+    """Give a sealed daemon the passphrase of its master key.
+
+    It is asked for, or read from standard input.
+    """
     before = session.call("sys.master_key.get")
     if not before["is_sealed"]:
         say("The daemon is not sealed.")
@@ -122,7 +141,7 @@ def unseal(session: Session) -> None:
 def _secret(what: str, *, twice: bool = False) -> str:
     """A secret from the terminal, without echo, or the first line of standard input; never from an argument."""
     if not sys.stdin.isatty():
-        text = sys.stdin.readline().rstrip("\r\n")
+        text = read_stdin().partition("\n")[0].rstrip("\r")
         if not text:
             say(f"scaivaultctl: standard input is empty; it must hold the {what.lower()}")
             sys.exit(EX_USAGE)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from scaivaultd.ctl_client import Client, Refused, Unreachable, address_of
+from scaivaultd.ctl_client import Client, Misplaced, Refused, Unreachable, address_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 EX_FAILED = 1
 EX_USAGE = 2
+EX_NOT_ALLOWED = 4
 EX_UNREACHABLE = 8
 _EXIT_CODES = {
     "invalid_request": 2,
@@ -32,7 +34,15 @@ _EXIT_CODES = {
     "backend_rate_limited": 7,
     "timeout": 9,
 }
+# In place of those for programs, which read the documents.
+_REMEDIES = {
+    "invalid_request": "`--help` says what the verb takes; docs/reference/commands.md has every member.",
+    "not_found": "List what there is, such as `scaivaultctl token ls --all`, `policy ls` or `secret ls`.",
+    "unauthenticated": "Give a token in SCAIVAULT_TOKEN or by --token-file. It may be mistyped, expired, revoked, or "
+    "bound to other networks; the daemon's log tells which.",
+}
 _PAGE = 500
+_PADDING_MAX = 40
 
 
 class Session:
@@ -64,11 +74,7 @@ class Session:
 
     def show(self, reply: Any, lines: Callable[[], Sequence[str]]) -> None:
         """Print a reply as JSON if that was asked for, else its lines."""
-        if self.as_json:
-            click.echo(json.dumps(reply, indent=2, ensure_ascii=False))
-            return
-        for line in lines():
-            click.echo(line)
+        show(reply, lines, as_json=self.as_json)
 
 
 def with_daemon(verb: Callable[..., None]) -> Callable[..., None]:
@@ -93,22 +99,60 @@ def with_daemon(verb: Callable[..., None]) -> Callable[..., None]:
         *args: Any, address: str | None, config: Path | None, token_file: Path | None, as_json: bool, **options: Any
     ) -> None:
         try:
-            token = token_file.read_text().strip() if token_file else os.environ.get("SCAIVAULT_TOKEN")
             where = address_of(address, config, os.environ)
-        except OSError as error:
-            say(f"scaivaultctl: {token_file} cannot be read: {error.strerror}")
-            sys.exit(EX_USAGE)
-        except Unreachable as error:
+            token = _token(token_file)
+        except Misplaced as error:
             say(f"scaivaultctl: {error}")
             sys.exit(EX_USAGE)
-        verb(Session(Client(where, token or None), as_json=as_json), *args, **options)
+        verb(Session(Client(where, token), as_json=as_json), *args, **options)
 
     return run
 
 
+def _token(file: Path | None) -> str | None:
+    try:
+        given = file.read_bytes() if file else os.environb.get(b"SCAIVAULT_TOKEN", b"")
+    except OSError as error:
+        raise Misplaced(f"{file} cannot be read: {error.strerror}") from error
+    token = given.strip()
+    if not token and file is None:
+        return None
+    if not re.fullmatch(rb"[0-9A-Za-z_]+", token):
+        raise Misplaced(f"what {file or '$SCAIVAULT_TOKEN'} holds is no token: one is scvt_, letters and digits")
+    return token.decode()
+
+
+def read_stdin() -> str:
+    """All of standard input; bytes that are no text end the process."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError:
+        say("scaivaultctl: standard input is not UTF-8 text")
+        sys.exit(EX_USAGE)
+
+
+def show(reply: Any, lines: Callable[[], Sequence[str]] = tuple, *, as_json: bool = True) -> None:
+    """Print something as JSON, or as its lines."""
+    try:
+        for line in [json.dumps(reply, indent=2)] if as_json else map(_plain, lines()):
+            click.echo(line)
+    except BrokenPipeError:
+        raise  # whoever reads has read enough; click ends us quietly
+    except OSError as error:
+        say(f"scaivaultctl: the answer cannot be written: {error.strerror}; what was asked for is done")
+        # The interpreter would try again as it ends, and fail with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EX_FAILED)
+
+
 def say(text: str) -> None:
     """Talk to the person: standard output is for data."""
-    click.echo(text, err=True)
+    click.echo(_plain(text), err=True)
+
+
+def _plain(text: str) -> str:
+    """What strangers wrote may stand in a line: it must not move the cursor, nor look like another line."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def fail(problem: Mapping[str, Any]) -> NoReturn:
@@ -120,9 +164,10 @@ def fail(problem: Mapping[str, Any]) -> NoReturn:
     for each in problem.get("errors", ()):
         if each.get("detail") != problem.get("detail"):
             say(f"  {each.get('pointer') or '/'}: {each.get('detail')}")
-    remedy = next((error.remedy for error in WIRE_ERRORS if error.code == code), None)
+    remedy = _REMEDIES.get(code) or next((error.remedy for error in WIRE_ERRORS if error.code == code), None)
     if remedy:
-        say(click.wrap_text(remedy, width=_width(), initial_indent="  ", subsequent_indent="  "))
+        for line in _wrapped(remedy):
+            say(line)
     request = f", request {problem['request_id']}" if "request_id" in problem else ""
     say(f"  [{code}{request}]")
     sys.exit(_EXIT_CODES.get(code, EX_FAILED))
@@ -145,7 +190,8 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Aligned columns; the last one is as long as it is."""
     if not rows:
         return []
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    # One cell of a thousand characters must not push all the others out of sight.
+    widths = [min(max(map(len, column)), _PADDING_MAX) for column in zip(headings, *rows, strict=True)]
     lines = []
     for row in (headings, *rows):
         cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)]
@@ -166,7 +212,12 @@ def _told(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _width() -> int:
+def _wrapped(text: str) -> list[str]:
     import shutil
+    import textwrap
 
-    return min(shutil.get_terminal_size().columns, 100)
+    width = max(20, min(shutil.get_terminal_size().columns, 100))
+    # Paths and commands stay whole, to be copied.
+    return textwrap.wrap(
+        text, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+    )

@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from scaivaultd import __version__
 from scaivaultd.api.commands import COMMANDS
+from scaivaultd.ctl import main as ctl_main
 from scaivaultd.model.errors import WIRE_ERRORS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def run(module: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -48,7 +56,43 @@ def test_both_commands_are_installed() -> None:
 def test_help_names_every_command(option: str) -> None:
     """What is not in the help does not exist."""
     assert all(verb in daemon(option).stdout for verb in ("serve", "check-config", "demo"))
-    assert all(verb in ctl(option).stdout for verb in ("explain", "commands"))
+    told = ctl(option).stdout
+    assert all(f"\n  {verb} " in told for verb in ctl_main.commands)
+
+
+def _verbs(group: click.Group, *words: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, verb in group.commands.items():
+        yield (*words, name), verb
+        if isinstance(verb, click.Group):
+            yield from _verbs(verb, *words, name)
+
+
+VERBS = [pytest.param(words, verb, id=" ".join(words)) for words, verb in _verbs(ctl_main)]
+
+
+@pytest.mark.parametrize(("words", "verb"), VERBS)
+def test_every_verb_is_explained_within_80_columns(words: tuple[str, ...], verb: click.Command) -> None:
+    """And its line in the list is a whole sentence, not one that ends in dots."""
+    told = CliRunner().invoke(ctl_main, [*words, "--help"], env={"COLUMNS": "80"}).stdout
+    assert all(len(line) <= 80 for line in told.splitlines())
+    assert not verb.get_short_help_str(limit=64).endswith("...")
+    undescribed = [option.name for option in verb.params if isinstance(option, click.Option) and not option.help]
+    assert undescribed == []
+
+
+def test_a_mistyped_verb_is_met_with_the_right_one() -> None:
+    """Typing mistakes are the commonest ones."""
+    assert "Did you mean 'policy'?" in ctl("polcy").stderr
+    ended = ctl("token", "creat")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "Did you mean 'create'?" in ended.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_verbs(shell: str) -> None:
+    """The script is click's, with the tool's name in it."""
+    script = ctl("completion", shell).stdout
+    assert f"_SCAIVAULTCTL_COMPLETE={shell}_complete" in script
 
 
 class TestDaemon:
@@ -155,3 +199,15 @@ def test_the_tool_starts_without_the_daemons_libraries() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_the_tool_starts_at_once() -> None:
+    """The best of some runs, since the machine has other things to do: what it costs is what it imports."""
+    program = "from scaivaultd.ctl import main; main(['--version'], standalone_mode=False)"
+    assert min(_seconds(program) for _ in range(5)) < 0.15 + _seconds("pass")
+
+
+def _seconds(program: str) -> float:
+    before = time.monotonic()
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    return time.monotonic() - before
