@@ -54,6 +54,8 @@ def serve(config_file: Path) -> None:
     """Run the daemon in the foreground until SIGTERM or SIGINT."""
     settings = _settings(config_file)
     _raise_file_limit()
+    # A crash must not leave the keys in use in a file; what is started from here inherits that.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.exit(asyncio.run(_serve(settings)))
 
 

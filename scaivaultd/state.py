@@ -14,6 +14,8 @@ from scaivaultd.model.errors import StartupError
 from scaivaultd.model.ids import NodeId
 from scaivaultd.model.sealing import SEALING_KEY, SealingRecord
 from scaivaultd.model.storage import ABSENT, Put
+from scaivaultd.services import audit_anchors
+from scaivaultd.services.audit_anchors import AnchorBook
 from scaivaultd.services.sealed_values import SEALED
 from scaivaultd.store.master_key import SALT_BYTES, NoMasterKey
 from scaivaultd.store.sealing import EnvelopeSealer, read_record
@@ -165,7 +167,9 @@ class Unlocking:
         store_id = secrets.token_hex(16)
         sealer = EnvelopeSealer(key, store_id)
         document = sealer.check_record(self._clock.now(), salt)
-        await self._store.commit([Put(key=SEALING_KEY, document=document, expect_revision=ABSENT)])
+        # With a book for the audit log's anchors from the first moment on: where there is none, somebody took it away.
+        book = audit_anchors.put(AnchorBook(), sealer)
+        await self._store.commit([Put(key=SEALING_KEY, document=document, expect_revision=ABSENT), book])
         self._log.info("store.initialised", store_id=store_id, key_id=sealer.kid)
         return sealer
 
@@ -173,6 +177,8 @@ class Unlocking:
         try:
             return await self._sources.read(self.source)
         except NoMasterKey as error:
+            # A variable holds a key with a mistake in it, perhaps: what is started from here must not see that either.
+            self._sources.forget(self.source)
             if record is None and self.source.startswith("file:"):
                 path = self.source.removeprefix("file:")
                 advice = f"{error}. The store is new: `scaivaultctl keys init --file {path}` makes a key for it"

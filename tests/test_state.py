@@ -22,6 +22,8 @@ from scaivaultd.model.ids import IdMaker
 from scaivaultd.model.sealing import SEALING_KEY
 from scaivaultd.model.storage import Put
 from scaivaultd.plugin import Secret
+from scaivaultd.services import audit_anchors
+from scaivaultd.services.audit_anchors import AnchorBook
 from scaivaultd.store.key_sources import KeySources
 from scaivaultd.store.master_key import NoMasterKey, create_master_key_file, master_key_from_passphrase
 from scaivaultd.store.sqlite import SqliteStore
@@ -166,6 +168,22 @@ class TestUnlocking:
             await unlock(store, tmp_path, log, "env:KEY", {"KEY": OTHER_KEY})
         assert caught.value.reason == "key_mismatch"
         assert before == ((tmp_path / "master.key").read_bytes(), await store.get(SEALING_KEY))
+
+    async def test_a_store_is_made_with_a_book_for_anchors(
+        self, store: SqliteStore, tmp_path: Path, log: FilteringBoundLogger
+    ) -> None:
+        """Only so is it known later that somebody took the book away."""
+        sealer = await unlock(store, tmp_path, log)
+        assert await audit_anchors.load(store, sealer) == AnchorBook()
+
+    async def test_a_variable_with_a_mistaken_key_is_not_passed_on(
+        self, store: SqliteStore, tmp_path: Path, log: FilteringBoundLogger
+    ) -> None:
+        """It is nearly the key, and children inherit it."""
+        environment = {"KEY": OTHER_KEY[:-1], "PATH": "/bin"}
+        with pytest.raises(NoMasterKey, match="wrong form"):
+            await unlock(store, tmp_path, log, "env:KEY", environment)
+        assert environment == {"PATH": "/bin"}
 
     async def test_a_missing_key_file_is_not_replaced_by_a_new_one(
         self, store: SqliteStore, tmp_path: Path, log: FilteringBoundLogger

@@ -123,6 +123,11 @@ def spki_of_key(private_key_der: bytes) -> bytes:
     return _spki(_load(private_key_der).public_key())
 
 
+def spki_of_chain(pem: str) -> bytes:
+    """The same of the leaf of a chain that `check_chain` has taken."""
+    return _spki(x509.load_pem_x509_certificate(pem.encode()).public_key())
+
+
 def spki_of_csr(csr_der: bytes) -> bytes:
     """The same of a CSR that `csr.read_csr` has taken."""
     return _spki(x509.load_der_x509_csr(csr_der).public_key())

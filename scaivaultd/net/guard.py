@@ -67,22 +67,21 @@ class AddressGuard:
         """
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or 443
+        if not _AUTHORITY.fullmatch(parts.netloc):
+            raise _refused("bad_url", f"{parts.netloc[:200]!r} is no plain host and port")
         try:
             results = await _in_time(ask_the_system, host, port, socket.AF_UNSPEC)
         except OSError:
             return
         except UnicodeError as error:
-            detail = f"{host!r} is no host name: {error}"
-            raise InvalidRequest(
-                detail, [FieldError(pointer="/directory_url", code="bad_url", detail=detail)]
-            ) from error
+            raise _refused("bad_url", f"{host!r} is no host name: {error}") from error
         forbidden = [each["host"] for each in results if not self.allows(host, port, each["host"])]
         if forbidden:
             detail = (
                 f"the directory is at {forbidden[0]}, a private, loopback or link-local address; an administrator "
-                f'can allow it with [acme] private_directories = ["{host}:{port}"]'
+                f'can allow it with [acme] private_directories = ["{_place(host, port)}"]'
             )
-            raise InvalidRequest(detail, [FieldError(pointer="/directory_url", code="private_address", detail=detail)])
+            raise _refused("private_address", detail)
 
 
 class CaUrls:
@@ -103,7 +102,7 @@ class CaUrls:
             CaMisbehaved: it is not to be visited. Addresses behind names are judged when they have been resolved.
         """
         origin = "/".join(url.split("/", 3)[:3])
-        if origin in self._good_origins and url.isascii():
+        if origin in self._good_origins and url.isascii() and url.isprintable():
             return  # an order asks a handful of URLs again and again
         self._check(url)
         if len(self._good_origins) < ORIGINS_MAX:
@@ -130,6 +129,10 @@ class CaUrls:
             )
         if _skips_resolvers(host) and not (_is_address(host) and self._guard.allows(host, port, host)):
             raise CaMisbehaved(f"the CA sent a URL at a private address: {place}")
+
+
+def _refused(code: str, detail: str) -> InvalidRequest:
+    return InvalidRequest(detail, [FieldError(pointer="/directory_url", code=code, detail=detail)])
 
 
 class GuardedResolver(AbstractResolver):
@@ -206,6 +209,9 @@ def _result(host: str, entry: tuple[Any, ...]) -> ResolveResult:
     )
 
 
+# All that was ever given out to hosts on the Internet; outside of it are further forms of IPv4 addresses, such as
+# 64:ff9b:1::/48 (RFC 8215) and ::ffff:0:0:0/96 (RFC 2765), which not every release of Python knows.
+_GIVEN_OUT = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
 
@@ -213,10 +219,10 @@ _IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
 def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Whether anybody on the Internet may be there; an IPv4 address inside an IPv6 one is judged as itself."""
     if isinstance(address, ipaddress.IPv6Address):
-        if address.is_site_local:
-            return False
         if (inner := _embedded(address)) is not None:
             return _is_public(inner)
+        if address not in _GIVEN_OUT:
+            return False
     return address.is_global and not address.is_multicast
 
 

@@ -306,8 +306,9 @@ class Auditing:
             book = None
             self._found_broken(f"its anchors cannot be used: {error.detail}", in_front=True)
         else:
-            if book is None and self._head_at_start.sequence:
-                what = f"there is no anchor in the store for the {self._head_at_start.sequence} records there are"
+            if book is None:
+                # A store is made with a book. Without this, nobody would miss a log that went with its anchors.
+                what = f"its anchors are gone from the store; {self._head_at_start.sequence} records are there"
                 self._found_broken(what, in_front=True)
         if book is not None and book.newest.sequence:
             book = await self._compared(book)

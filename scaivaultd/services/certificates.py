@@ -8,7 +8,7 @@ import msgspec
 
 from scaivaultd.acme import x509
 from scaivaultd.api import messages as m
-from scaivaultd.model.errors import NotFound
+from scaivaultd.model.errors import Internal, NotFound
 from scaivaultd.model.resources import terms_of
 from scaivaultd.services import key_delivery, visible
 from scaivaultd.services.documents import CERTIFICATES, KEYS, RENEWALS, VERSIONS, version_id
@@ -55,8 +55,12 @@ class Certificates:
         """Handle `pki.certificates.versions`."""
         # The current one first: what becomes an earlier version in between is then found twice, and never missed.
         current = await self._load(request.id)
-        page = await VERSIONS.page(
-            self._store, where={"certificate": current.id}, cursor=request.cursor, limit=request.limit
+        page = await VERSIONS.page_seen(
+            self._store,
+            visible.versions(self._store, context.permits, current),
+            where={"certificate": current.id},
+            cursor=request.cursor,
+            limit=request.limit,
         )
         earlier = [each.value for each in page.items if each.value.version < current.version]
         items = [_version(each, current) for each in earlier]
@@ -86,6 +90,11 @@ class Certificates:
         if stored is None:
             raise NotFound(f"the private key of {request.id}, version {issued.version}, is not in the store")
         private_key = self._sealer.open(stored.value.sealed, KEYS.key(issued.key_id), "private_key")
+        # Which key is whose stands in the store without a seal: another's, or an account's, must not go out instead.
+        if x509.spki_of_key(private_key) != x509.spki_of_chain(issued.chain_pem):
+            raise Internal(
+                f"{issued.key_id} is not the key of {request.id}, version {issued.version}: look at the store"
+            )
         private_key_pem = x509.private_key_pem(private_key)
         self._log.info(
             "certificate.key_read",

@@ -222,6 +222,8 @@ class MasterKeys:
     async def _read(self, source: str) -> bytes:
         if source.startswith("file:") and not source.startswith("file:/"):
             raise _refused("/new_source", "the path behind 'file:' must be absolute")
+        if "\0" in source:
+            raise _refused("/new_source", "no place has a NUL in its name")
         try:
             return await self._sources.read(source)
         except StartupError as error:

@@ -36,25 +36,26 @@ class KeySources:
         self._log = log
 
     async def read(self, source: str) -> bytes:
-        """The key in `file:PATH`, `credential:NAME` or `env:NAME`. A variable is gone afterwards.
+        """The key in `file:PATH`, `credential:NAME` or `env:NAME`. A variable that holds one is gone afterwards.
 
         Raises:
             NoMasterKey: it is not there, or cannot be used.
             StartupError: there can be no such source.
         """
-        try:
-            return await asyncio.to_thread(
-                load_master_key,
-                source,
-                environment=self._environment,
-                credentials_directory=self._credentials_directory,
-            )
-        finally:
-            if source.startswith("env:"):
-                self._forget_variable(source.removeprefix("env:"))
+        key = await asyncio.to_thread(
+            load_master_key,
+            source,
+            environment=self._environment,
+            credentials_directory=self._credentials_directory,
+        )
+        # Not where it holds none: a request that names PATH must not cost the daemon its PATH.
+        self.forget(source)
+        return key
 
-    def _forget_variable(self, name: str) -> None:
-        if name not in self._environment:
+    def forget(self, source: str) -> None:
+        """Take the variable of an `env:` source away, whatever it holds; no other source changes."""
+        scheme, _, name = source.partition(":")
+        if scheme != "env" or name not in self._environment:
             return
         # What is started from here, and whoever reads our references to secrets, shall not see it.
         if isinstance(self._environment, MutableMapping):

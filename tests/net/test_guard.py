@@ -56,10 +56,19 @@ def test_public_addresses_are_open(address: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["fec0::1", "::127.0.0.1", "64:ff9b::10.0.0.1", "2002:a00:1::1", "224.0.0.1", "ff02::1"],
+    [
+        "fec0::1",
+        "::127.0.0.1",
+        "64:ff9b::10.0.0.1",
+        "64:ff9b:1::10.0.0.1",
+        "::ffff:0:10.0.0.1",
+        "2002:a00:1::1",
+        "224.0.0.1",
+        "ff02::1",
+    ],
 )
 def test_addresses_that_lead_inside_by_a_detour_are_closed(address: str) -> None:
-    """Site-local, multicast, and IPv4 addresses dressed up as IPv6 (NAT64, 6to4, compatible) reach the same hosts."""
+    """Site-local, multicast, and IPv4 addresses dressed up as IPv6 (NAT64, 6to4, and so on) reach the same hosts."""
     assert not CLOSED.allows("ca.example.org", 443, address)
 
 
@@ -113,8 +122,10 @@ def ca_at(directory_url: str, *further: str, private: tuple[str, ...] = ()) -> C
 )
 def test_a_url_from_a_ca_that_is_no_plain_https_url_is_refused(url: str) -> None:
     """Two readers of URLs must not see two hosts: what was judged would not be what is visited."""
+    urls = ca_at("https://ca.example.org/dir")
+    urls.check("https://ca.example.org/")  # that this host is known already is no excuse
     with pytest.raises(CaMisbehaved) as caught:
-        ca_at("https://ca.example.org/dir").check(url)
+        urls.check(url)
     assert len(caught.value.detail) < 400
 
 
@@ -201,15 +212,29 @@ def test_an_address_in_other_digits_is_an_address(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://127.0.0.1/d", "https://localhost/d", "https://[::1]:1/d", "https://10.0.0.1/d", "https://127.1/d"]
+    ("url", "entry"),
+    [
+        ("https://127.0.0.1/d", "127.0.0.1:443"),
+        ("https://localhost/d", "localhost:443"),
+        ("https://[::1]:1/d", "[::1]:1"),
+        ("https://10.0.0.1/d", "10.0.0.1:443"),
+        ("https://127.1/d", "127.1:443"),
+    ],
 )
-async def test_a_directory_at_an_inner_address_is_refused_with_what_would_open_it(url: str) -> None:
+async def test_a_directory_at_an_inner_address_is_refused_with_what_would_open_it(url: str, entry: str) -> None:
     """The caller learns why, the administrator what to write."""
     with pytest.raises(InvalidRequest) as caught:
         await CLOSED.check_directory(url)
     (field,) = caught.value.fields
     assert (field.pointer, field.code) == ("/directory_url", "private_address")
-    assert "private_directories" in field.detail
+    assert f'private_directories = ["{entry}"]' in field.detail
+
+
+async def test_a_directory_whose_host_is_no_host_is_refused_at_once() -> None:
+    """Otherwise its account would be tried again and again, and blame the CA."""
+    for host in ("a b", "user@ca.example.org", "ca.example.org\\", "a%2eb"):
+        with pytest.raises(InvalidRequest, match="no plain host and port"):
+            await CLOSED.check_directory(f"https://{host}/d")
 
 
 async def test_a_listed_directory_passes_and_so_does_a_name_that_does_not_resolve_yet() -> None:

@@ -19,7 +19,7 @@ from scaivaultd.model.access import Anchor, AuditEntry, AuditRecord
 from scaivaultd.model.errors import Conflict, InvalidRequest, StorageUnavailable
 from scaivaultd.model.storage import Delete
 from scaivaultd.services import audit_anchors, audit_reading, auditing
-from scaivaultd.services.audit_anchors import AUDIT_ANCHORS, SealedAnchors, load
+from scaivaultd.services.audit_anchors import AUDIT_ANCHORS, AnchorBook, SealedAnchors, load
 from scaivaultd.services.audit_queue import QUEUE_RECORDS
 from scaivaultd.services.auditing import Auditing
 from scaivaultd.store.audit_file import AuditFiles
@@ -157,7 +157,9 @@ class House:
 @pytest.fixture
 async def house(tmp_path: Path, log: FilteringBoundLogger, logged: list[EventDict]) -> AsyncIterator[House]:
     sqlite = await SqliteStore.open(tmp_path / "store.db", clock=FakeClock(), log=log)
-    yield House(tmp_path, WatchedStore(sqlite), sqlite, log, logged)
+    house = House(tmp_path, WatchedStore(sqlite), sqlite, log, logged)
+    await sqlite.commit([audit_anchors.put(AnchorBook(), house.sealer)])
+    yield house
     await sqlite.close()
 
 
@@ -536,6 +538,27 @@ async def test_anchors_cannot_be_made_to_say_nothing(house: House, attack: str) 
         await recorded(audit, "goes on")
         assert "anchor" in trouble(audit)
     assert [each.action for each in house.records()][5:] == ["audit.broken", "cert.issue"]
+
+
+async def test_a_log_that_goes_with_its_anchors_is_missed(house: House) -> None:
+    """Nothing would be left to compare, and it would look as if the daemon had just begun."""
+    await house.lived(5)
+    shutil.rmtree(house.directory)
+    await house.sqlite.commit([Delete(key=AUDIT_ANCHORS.key("newest"))])
+    async with house.life() as audit:
+        await recorded(audit, "goes on")
+        assert "anchors are gone" in trouble(audit)
+    assert [each.action for each in house.records()] == ["audit.broken", "cert.issue"]
+
+
+async def test_a_daemon_killed_in_its_first_minute_is_no_attack(house: House) -> None:
+    """Until then there are records, and no anchor yet."""
+    await house.lived(5)
+    await house.sqlite.commit([audit_anchors.put(AnchorBook(), house.sealer)])
+    async with house.life() as audit:
+        await recorded(audit, "goes on")
+        assert trouble(audit) == ""
+    assert not house.logs("audit.broken")
 
 
 async def test_lines_that_are_no_records_are_told_and_passed_over(house: House) -> None:

@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives import serialization
 
 from scaivaultd.api import messages as m
 from scaivaultd.api.commands import RequestContext
-from scaivaultd.model.errors import CaUnavailable, InvalidRequest, NotFound
+from scaivaultd.model.errors import CaUnavailable, Internal, InvalidRequest, NotFound
 from scaivaultd.model.resources import RenewalPoint, RenewalWindow
 from scaivaultd.model.storage import Delete
 from scaivaultd.services.certificates import Certificates
-from scaivaultd.services.documents import CERTIFICATES, KEYS, RENEWALS
+from scaivaultd.services.documents import ACCOUNTS, CERTIFICATES, KEYS, RENEWALS
 
 CONTEXT = RequestContext(request_id="req_1")
 
@@ -116,6 +116,20 @@ async def test_every_version_stays_fetchable_with_its_key(world: Any, certificat
         assert private.public_key() == x509.load_pem_x509_certificate(pem.encode()).public_key()
         assert key.version == version
     assert [each["version"] for each in world.said("certificate.key_read")] == [1, 2]
+
+
+async def test_a_key_that_is_not_the_certificates_is_not_handed_out(world: Any, certificates: Certificates) -> None:
+    """Whoever can write the store could make a right to read one key a right to read every key, an account's too."""
+    order, other = await world.issue("a.example.test"), await world.issue("b.example.test")
+    mine = await CERTIFICATES.get(world.store, order.certificate_id)
+    others = await CERTIFICATES.get(world.store, other.certificate_id)
+    account = await ACCOUNTS.get(world.store, order.account_id)
+    assert mine and others and account
+    for key_id in (others.value.key_id, account.value.key_id):
+        await world.store.commit([CERTIFICATES.put(msgspec.structs.replace(mine.value, key_id=key_id), None)])
+        with pytest.raises(Internal, match="is not the key of"):
+            await certificates.key(m.CertificateKey(id=mine.value.id), CONTEXT)
+    assert not world.said("certificate.key_read")
 
 
 async def test_a_version_that_never_was_is_not_found(world: Any, certificates: Certificates) -> None:

@@ -599,6 +599,7 @@ class TestSources:
         ("members", "pointer"),
         [
             ({"new_source": "file:relative"}, "/new_source"),
+            ({"new_source": "file:/with/\0/inside"}, "/new_source"),
             ({"new_source": "file:/nowhere/at/all"}, "/new_source"),
             ({"new_source": "passphrase"}, "/new_source"),
             ({"new_source": "vault:x"}, "/new_source"),

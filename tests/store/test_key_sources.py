@@ -35,20 +35,30 @@ def log(capture: LogCapture) -> FilteringBoundLogger:
     return logger
 
 
-@pytest.mark.parametrize("value", [KEY, "no key at all"])
-async def test_a_variable_is_gone_once_it_was_read(log: FilteringBoundLogger, capture: LogCapture, value: str) -> None:
+async def test_a_variable_is_gone_once_it_was_read(log: FilteringBoundLogger, capture: LogCapture) -> None:
     """Programs that are started from here inherit the environment, and references to secrets can name it."""
-    environment = {"MASTER": value, "PATH": "/bin"}
-    sources = KeySources(environment, None, log)
-    if value == KEY:
-        assert (await sources.read("env:MASTER")).hex() == KEY
-    else:
-        with pytest.raises(NoMasterKey):
-            await sources.read("env:MASTER")
+    environment = {"MASTER": KEY, "PATH": "/bin"}
+    assert (await KeySources(environment, None, log).read("env:MASTER")).hex() == KEY
     assert environment == {"PATH": "/bin"}
     (said,) = capture.entries
     assert (said["event"], said["log_level"]) == ("secrets.master_key_in_environment", "warning")
-    assert value not in repr(said)
+    assert KEY not in repr(said)
+
+
+async def test_a_variable_that_holds_no_key_stays_unless_it_was_meant_to(
+    log: FilteringBoundLogger, capture: LogCapture
+) -> None:
+    """A rotation to `env:PATH` is refused, and the daemon still finds its programs."""
+    environment = {"MASTER": "no key at all", "PATH": "/bin"}
+    sources = KeySources(environment, None, log)
+    for name in ("PATH", "MASTER"):
+        with pytest.raises(NoMasterKey):
+            await sources.read(f"env:{name}")
+    assert environment == {"MASTER": "no key at all", "PATH": "/bin"}
+    for source in ("env:MASTER", "env:MASTER", "file:PATH", "passphrase"):
+        sources.forget(source)
+    assert environment == {"PATH": "/bin"}
+    assert "no key at all" not in repr(capture.entries)
 
 
 async def test_a_variable_that_is_not_there_is_no_warning(log: FilteringBoundLogger, capture: LogCapture) -> None:

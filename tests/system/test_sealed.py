@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import signal
 import sqlite3
@@ -198,9 +199,27 @@ async def test_a_key_from_the_environment_is_not_passed_on(new_daemon: Any, hang
     assert key not in daemon.process.log
 
 
+async def test_a_crash_leaves_no_keys_in_a_core_file(new_daemon: Any, hanging_ca: Any) -> None:
+    """What is in the memory of the daemon and of its nats-server is all that the seal protects."""
+    daemon = new_daemon(hanging_ca)
+    daemon.arguments = ["bash", "-c", 'ulimit -c hard; exec "$@"', "bash", *daemon.arguments]
+    await daemon.start()
+    pids = [daemon.process.pid, *children_of(daemon.process.pid)]
+    assert len(pids) > 1
+    for limits in map(limits_of, pids):
+        assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE), limits
+
+
+def limits_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/limits").read_text()
+
+
 def environments_of_children(pid: int) -> list[bytes]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [Path(f"/proc/{child}/environ").read_bytes() for child in children]
+    return [Path(f"/proc/{child}/environ").read_bytes() for child in children_of(pid)]
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def test_certificates_are_issued_while_everything_gets_a_new_key(new_daemon: Any, make_ca: Any) -> None:
