@@ -125,16 +125,12 @@ class PublicSuffixes(Protocol):
 
 def decide(policies: Sequence[Policy], request: AccessRequest, suffixes: PublicSuffixes) -> Decision:
     """Judge a request. The reasons name each name, and, where it is refused, all that stands in the way."""
-    if refused := _impossible(request) or _unjudgeable(request, suffixes):
-        return Decision(allowed=False, reasons=refused)
-    return _judged(policies, request)
+    return Rules(applying(policies, request.principal, request.tenant)).decide(request, suffixes)
 
 
 def decide_action(policies: Sequence[Policy], request: AccessRequest) -> Decision:
     """Judge whether its principal may do its action to anything at all, whatever the request is about."""
-    if refused := _impossible(request):
-        return Decision(allowed=False, reasons=refused)
-    return _judged(policies, msgspec.structs.replace(request, certificate=None, account=None, secret=None))
+    return Rules(applying(policies, request.principal, request.tenant)).decide_action(request)
 
 
 def applying(policies: Iterable[Policy], principal: Principal, tenant: str) -> Sequence[Policy]:
@@ -142,36 +138,115 @@ def applying(policies: Iterable[Policy], principal: Principal, tenant: str) -> S
     return [policy for policy in policies if _applies(policy, principal, tenant)]
 
 
-def _judged(policies: Sequence[Policy], request: AccessRequest) -> Decision:
-    found = applying(policies, request.principal, request.tenant)
-    rules = [_Rule(policy, number) for policy in found for number in range(1, len(policy.rules) + 1)]
-    for rule in rules:
-        if rule.effect == "deny" and (touched := _touched(rule, request)):
-            return Decision(allowed=False, policy=rule.policy, rule=rule.number, reasons=touched)
-    granting = [rule for rule in rules if rule.effect == "allow" and _grants(rule.body, request.action)]
-    for rule in granting:
-        if not any(_objections_to_names(rule, request)) and not any(_objections_to_terms(rule, request)):
-            return Decision(
-                allowed=True,
-                policy=rule.policy,
-                rule=rule.number,
-                reasons=tuple(_approvals(rule, request)),
-                quota=rule.body.quota,
-            )
-    return Decision(allowed=False, reasons=tuple(_why_not(found, granting, request)))
+class Rules:
+    """The rules of the policies that are for one principal, kept at hand: lists are judged item by item."""
+
+    def __init__(self, policies: Sequence[Policy]) -> None:
+        """All of `policies` apply."""
+        self.policies = policies
+        self._all = [_Rule(policy, number) for policy in policies for number in range(1, len(policy.rules) + 1)]
+        self._by_action: dict[str, _ForAction] = {}
+
+    def decide(self, request: AccessRequest, suffixes: PublicSuffixes) -> Decision:
+        """As the function."""
+        if refused := _impossible(request) or _unjudgeable(request, suffixes):
+            return Decision(allowed=False, reasons=refused)
+        return self._judged(request)
+
+    def allow(self, request: AccessRequest, suffixes: PublicSuffixes) -> bool:
+        """The same without words."""
+        if _impossible(request) or _unjudgeable(request, suffixes):
+            return False
+        rules = self._about(request.action)
+        return not any(_touched(rule, request) for rule in rules.denying) and rules.granting_all(request) is not None
+
+    def decide_action(self, request: AccessRequest) -> Decision:
+        """As the function."""
+        if refused := _impossible(request):
+            return Decision(allowed=False, reasons=refused)
+        return self._judged(msgspec.structs.replace(request, certificate=None, account=None, secret=None))
+
+    def _about(self, action: str) -> _ForAction:
+        """Of actions that there are only; there are a few dozen."""
+        if (known := self._by_action.get(action)) is None:
+            known = self._by_action[action] = _ForAction(self._all, action)
+        return known
+
+    def _judged(self, request: AccessRequest) -> Decision:
+        rules = self._about(request.action)
+        for rule in rules.denying:
+            if touched := _touched(rule, request):
+                return Decision(allowed=False, policy=rule.policy, rule=rule.number, reasons=touched)
+        if (allowing := rules.granting_all(request)) is None:
+            return Decision(allowed=False, reasons=tuple(_why_not(self.policies, rules, request)))
+        return Decision(
+            allowed=True,
+            policy=allowing.policy,
+            rule=allowing.number,
+            reasons=tuple(_approvals(allowing, request)),
+            quota=allowing.body.quota,
+        )
 
 
 class _Rule:
     """A rule in its place."""
 
+    __slots__ = ("body", "number", "policy")
+
     def __init__(self, policy: Policy, number: int) -> None:
         self.policy = policy.name
         self.number = number
         self.body = policy.rules[number - 1]
-        self.effect = self.body.effect
 
     def __str__(self) -> str:
         return f"rule {self.number} of policy {self.policy}"
+
+
+class _ForAction:
+    """Those rules that say something of one action, and which of them may mean a name: found without asking each."""
+
+    def __init__(self, rules: Iterable[_Rule], action: str) -> None:
+        self.denying: list[_Rule] = []
+        self.granting: list[_Rule] = []
+        self._places: dict[str, list[int]] = {}
+        self._of_addresses: list[int] = []
+        for rule in rules:
+            if rule.body.effect == "deny":
+                if _denies(rule.body, action):
+                    self.denying.append(rule)
+            elif _grants(rule.body, action):
+                self._keep(rule)
+
+    def _keep(self, rule: _Rule) -> None:
+        place = len(self.granting)
+        self.granting.append(rule)
+        for pattern in rule.body.domains:
+            self._places.setdefault(pattern, []).append(place)
+        if rule.body.ips:
+            self._of_addresses.append(place)
+
+    def granting_all(self, request: AccessRequest) -> _Rule | None:
+        """The first rule that allows all of a request."""
+        names = _names_in(request)
+        for rule in self.allowing(names[0]) if names else self.granting:
+            has_all = all(_pattern_allowing(rule.body, each) for each in names[1:])
+            if has_all and not any(_objections_to_terms(rule, request)):
+                return rule
+        return None
+
+    def allowing(self, name: Identifier) -> Iterator[_Rule]:
+        """Those that allow a name, in their order."""
+        for place in self._of_addresses if name.type == "ip" else self._places_of(name.base):
+            if _pattern_allowing(self.granting[place].body, name):
+                yield self.granting[place]
+
+    def _places_of(self, name: str) -> Sequence[int]:
+        above = name.partition(".")[2]
+        patterns = [name, "**", f"*.{above}"]
+        while above:
+            patterns.append(f"**.{above}")
+            above = above.partition(".")[2]
+        return sorted({place for pattern in patterns for place in self._places.get(pattern, ())})
 
 
 def _impossible(request: AccessRequest) -> tuple[Reason, ...]:
@@ -264,8 +339,6 @@ def _denies(rule: PolicyRule, action: str) -> bool:
 def _touched(rule: _Rule, request: AccessRequest) -> tuple[Reason, ...]:
     """What of a request a rule denies; nothing unless each condition it has is met by some part of it."""
     body, terms = rule.body, request.certificate
-    if not _denies(body, request.action):
-        return ()
     reasons = [_no("action", f"{rule} denies {request.action}")]
     is_about_some = request.action not in _ABOUT_EVERYTHING
     if is_about_some and (body.domains or body.ips):
@@ -327,17 +400,6 @@ def _is_among(account: AccountRef, listed: Sequence[str]) -> bool:
     return any(each == (account.id if each.startswith("acme_") else account.name) for each in listed)
 
 
-def _objections_to_names(rule: _Rule, request: AccessRequest) -> Iterator[Reason]:
-    if request.action in _ABOUT_EVERYTHING and _is_for_some(rule.body):
-        yield _no("names", f"{rule} is for some names or accounts only, and {request.action} is about all")
-    terms = request.certificate
-    if terms is None or request.action not in _ABOUT_NAMES:
-        return
-    for name in terms.names:
-        if _pattern_allowing(rule.body, name) is None:
-            yield _no(str(name), f"{rule}: {_near_miss(rule.body, name)}")
-
-
 def _is_for_some(rule: PolicyRule) -> bool:
     by_name = bool(rule.domains or rule.ips) and "**" not in rule.domains
     return by_name or rule.accounts is not None
@@ -378,6 +440,8 @@ def _how_far(pattern: str, name: str) -> str | None:
 
 def _objections_to_terms(rule: _Rule, request: AccessRequest) -> Iterator[Reason]:
     body, terms = rule.body, request.certificate
+    if request.action in _ABOUT_EVERYTHING and _is_for_some(body):
+        yield _no("action", f"{rule} is for some names or accounts only, and {request.action} is about all")
     is_order = terms is not None and request.action in _ORDERING
     if body.accounts is not None and (request.action in _ABOUT_NAMES or request.action.startswith("account.")):
         for account in _accounts_in(request):
@@ -406,34 +470,43 @@ def _approvals(rule: _Rule, request: AccessRequest) -> Iterator[Reason]:
         yield _yes(str(name), f"{rule} allows it by {_pattern_allowing(rule.body, name)!r}")
 
 
-def _why_not(applying: Sequence[Policy], granting: Sequence[_Rule], request: AccessRequest) -> Iterator[Reason]:
+def _why_not(applying: Sequence[Policy], rules: _ForAction, request: AccessRequest) -> Iterator[Reason]:
     where = f"in tenant {request.tenant}"
     if not applying:
         yield _no("action", f"no policy {where} is for {request.principal}")
         return
-    if not granting:
+    if not rules.granting:
         names = ", ".join(policy.name for policy in applying[:_RULES_SHOWN])
         yield _no("action", f"no policy that is for {request.principal} {where} allows {request.action}: {names}")
         return
-    # Where rules allow all the names, those of other names would only confuse.
-    nearest = [rule for rule in granting if not any(_objections_to_names(rule, request))] or granting
-    reasons = [_of_name(name, granting) for name in _names_in(request)]
-    reasons += [reason for rule in nearest[:_RULES_SHOWN] for reason in _objections_to_terms(rule, request)]
+    names_in_it = _names_in(request)
+    reasons = [_of_name(each, rules) for each in names_in_it]
+    reasons += [
+        reason for rule in _nearest(rules, names_in_it)[:_RULES_SHOWN] for reason in _objections_to_terms(rule, request)
+    ]
     if all(reason.allowed for reason in reasons):
         reasons.append(_no("names", "each is allowed, but no rule allows all: ask for several certificates"))
     yield from reasons
+
+
+def _nearest(rules: _ForAction, names: Sequence[Identifier]) -> Sequence[_Rule]:
+    """Where rules allow all the names, those of other names would only confuse."""
+    if not names:
+        return rules.granting
+    allowing = rules.allowing(names[0])
+    return [rule for rule in allowing if all(_pattern_allowing(rule.body, each) for each in names)] or rules.granting
 
 
 def _names_in(request: AccessRequest) -> Sequence[Identifier]:
     return () if request.certificate is None or request.action not in _ABOUT_NAMES else request.certificate.names
 
 
-def _of_name(name: Identifier, granting: Sequence[_Rule]) -> Reason:
+def _of_name(name: Identifier, rules: _ForAction) -> Reason:
     """What all rules that grant the action say of one name."""
-    for rule in granting:
-        if pattern := _pattern_allowing(rule.body, name):
-            return _yes(str(name), f"{rule} allows it by {pattern!r}")
-    return _no(str(name), "; ".join(f"{rule}: {_near_miss(rule.body, name)}" for rule in granting[:_RULES_SHOWN]))
+    if (rule := next(rules.allowing(name), None)) is not None:
+        return _yes(str(name), f"{rule} allows it by {_pattern_allowing(rule.body, name)!r}")
+    near = rules.granting[:_RULES_SHOWN]
+    return _no(str(name), "; ".join(f"{rule}: {_near_miss(rule.body, name)}" for rule in near))
 
 
 def _no(about: str, detail: str) -> Reason:

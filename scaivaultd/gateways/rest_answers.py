@@ -39,6 +39,8 @@ _POLL_SECONDS = "2"
 _KEY_PERMISSION = "key.read"
 _WAITS = ("wait_seconds", "wait_end_seconds", "timeout_seconds")
 _PROBES = frozenset({"/livez", "/readyz"})
+_OPEN = _PROBES | PAGE_PATHS
+_OPEN_METHODS = "GET, HEAD, OPTIONS"
 
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +102,8 @@ class Answers:
             target = read_target(request.raw_path)
         except ValueError as error:
             raise HttpRefused(400, str(error), closes=True) from error
+        if request.method == "OPTIONS" and target.path in _OPEN:
+            return Reply(status=204, headers={"Allow": _OPEN_METHODS})
         if target.path in _PROBES:
             return await self._probed(target.path, asked)
         if asked.is_closing:
@@ -214,14 +218,15 @@ class Answers:
         Raises:
             PreconditionFailed: it is not.
         """
-        etag = None
-        if (getter := resource.command("GET")) is not None:
-            document = msgspec.json.encode(resource.members(getter))
-            look = msgspec.structs.replace(wanted, body=document, idempotency_key=None)
-            shown = await self._dispatcher.answer(getter.name, look)
-            if shown.error_code not in (None, e.NotFound.code):
-                return shown
-            etag = etag_of(shown.body) if shown.error_code is None else None
+        if (getter := resource.command("GET")) is None:
+            # Nor is it certain that nothing is there: `If-None-Match: *` would change what is.
+            raise e.PreconditionFailed("this path has no GET, so If-Match and If-None-Match cannot be judged; omit them")
+        document = msgspec.json.encode(resource.members(getter))
+        look = msgspec.structs.replace(wanted, body=document, idempotency_key=None)
+        shown = await self._dispatcher.answer(getter.name, look)
+        if shown.error_code not in (None, e.NotFound.code):
+            return shown
+        etag = etag_of(shown.body) if shown.error_code is None else None
         if not conditions.matches(etag) or not conditions.is_news(etag):
             raise e.PreconditionFailed("the resource is not as If-Match or If-None-Match says; get it and look again")
         return None
@@ -247,7 +252,7 @@ class Answers:
 
 def _require_get(path: str, request: web.BaseRequest) -> None:
     if request.method not in ("GET", "HEAD"):
-        raise HttpRefused(405, f"{path} takes GET", headers={"Allow": "GET, HEAD"})
+        raise HttpRefused(405, f"{path} takes GET", headers={"Allow": _OPEN_METHODS})
 
 
 def _row(resource: Resource | None, method: str) -> tuple[Resource, Command[Any, Any]]:

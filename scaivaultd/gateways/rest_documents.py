@@ -88,6 +88,8 @@ class Documents:
         kind = self._kinds.get(name, _Kind())
         if len(texts) > 1 and not kind.is_list:
             raise _wrong(name, f"{name!r} is there {len(texts)} times")
+        if name in self._kinds and name in _WAITS and not _NUMBER.fullmatch(texts[0]):
+            raise _wrong(name, "how long to wait is a number of seconds, as in ?wait=60")
         return kind.value(texts)
 
 

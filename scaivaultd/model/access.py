@@ -25,7 +25,7 @@ ANY_TENANT = "*"
 """What a policy for every tenant says in place of one."""
 
 _PRINCIPAL_PATTERN = re.compile(
-    r"(?:token|nats|nkey|mtls|unix):\*|(?:token|nats|mtls):[!-)+-~]{1,1000}\*?|nkey:U[A-Z2-7]{55}|unix:[0-9]{1,10}|system"
+    r"(?:token|nats|nkey|mtls|unix):\*|(?:token|nats|mtls):[!-)+-~]{1,1000}\*?|nkey:U[A-Z2-7]{55}|unix:(?:0|[1-9][0-9]{0,9})|system"
 )
 
 # Nothing that leads elsewhere, and nothing that may be read in two ways; `//` is only for schemes like `op://`.

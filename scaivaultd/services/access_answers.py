@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from scaivaultd.api import access_messages as am
 from scaivaultd.model.access import AccessRequest, AccountRef, CertificateTerms, principal_of
 from scaivaultd.model.errors import FieldError, InvalidRequest, NotFound
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from scaivaultd.api import messages as m
     from scaivaultd.api.commands import RequestContext
+    from scaivaultd.model.access import Decision
     from scaivaultd.model.principals import Principal
     from scaivaultd.services.gatekeeping import KnownTokens
     from scaivaultd.services.policies import Policies
@@ -59,6 +62,12 @@ class AccessAnswers:
             secret=request.secret,
         )
         decision = self._policies.decide(asked)
+        if (
+            account is not None
+            and account.id is not None
+            and not context.permits.allows("account.read", account=account)
+        ):
+            decision = self._unnamed(asked, decision, AccountRef(account.id, request.account_id or ""))
         return am.CanIReply(
             allowed=decision.allowed,
             principal=str(principal),
@@ -67,6 +76,19 @@ class AccessAnswers:
             rule=decision.rule,
             reasons=list(decision.reasons),
         )
+
+    def _unnamed(self, asked: AccessRequest, decision: Decision, account: AccountRef) -> Decision:
+        """The same answer in the words of whoever asks: by an id they may not look up, they get to know no name."""
+        terms = asked.certificate
+        if decision.allowed:
+            return decision
+        in_their_words = msgspec.structs.replace(
+            asked,
+            account=account,
+            certificate=None if terms is None else msgspec.structs.replace(terms, accounts=(account,)),
+        )
+        shown = self._policies.decide(in_their_words)
+        return decision if shown.allowed else shown
 
     async def who_am_i(self, request: m.Nothing, context: RequestContext) -> am.WhoAmIReply:
         """Handle `auth.whoami`."""

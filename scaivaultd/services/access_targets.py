@@ -18,11 +18,13 @@ from scaivaultd.acme.csr import read_csr
 from scaivaultd.api import commands as c
 from scaivaultd.api import messages as m
 from scaivaultd.model.access import AccountRef, CertificateTerms
-from scaivaultd.model.errors import Internal, InvalidRequest, NotFound
+from scaivaultd.model.errors import Internal, InvalidRequest, NotFound, ScaivaultError
 from scaivaultd.model.names import Identifier, parse_identifiers
 from scaivaultd.model.resources import terms_of
 from scaivaultd.services import revocation_targets
 from scaivaultd.services.access_terms import (
+    ANY_CERTIFICATE,
+    ANY_NAME,
     account_ref,
     account_refs,
     terms_as_ordered,
@@ -48,14 +50,11 @@ if TYPE_CHECKING:
 
     from scaivaultd.api.commands import Command
     from scaivaultd.model.principals import Principal
-    from scaivaultd.model.resources import Account, Certificate, Issued
+    from scaivaultd.model.resources import Account, Certificate, Issued, Terms
     from scaivaultd.services.ports import Store
 
 OBJECT_MAX = 1_000
 """Characters of what a record says a request was about."""
-
-ANY_NAME = Identifier("dns", "any-name-there-is.invalid")
-"""Nobody has it: only who may have every name may have this one."""
 
 _WHAT_FOR = ("id", "order_id", "certificate_id", "serial_number", "path", "domains", "name", "domain", "account_id")
 _PATH = re.compile(r"[a-z0-9._/-]{1,255}")
@@ -79,10 +78,15 @@ class Touched(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a request touches: nothing, where it is about many things. `object` is what a record calls it."""
+    """All that a request touches: nothing, where it is about many things. `object` is what a record calls it.
+
+    `error` is what is wrong with the rest of the request, for those who may touch what is told: an answer about the
+    rest would tell others that this is there.
+    """
 
     touched: tuple[Touched, ...] = ()
     object: str | None = None
+    error: ScaivaultError | None = None
 
 
 def object_of(request: m.Request) -> str:
@@ -121,7 +125,8 @@ class AccessTargets:
             c.UPDATE_CERTIFICATE.name: self._update,
             c.REVOKE.name: self._revoke,
             c.GET_REVOCATION.name: self._revocation,
-            c.CANCEL_BULK_RENEWAL.name: self._bulk_renewal,
+            c.GET_BULK_RENEWAL.name: self._bulk_renewal_as("cert.read"),
+            c.CANCEL_BULK_RENEWAL.name: self._bulk_renewal_as("cert.renew"),
             c.CREATE_DNS_PROVIDER.name: self._dns_provider,
             c.UPDATE_DNS_PROVIDER.name: self._dns_provider,
             c.PUT_SECRET.name: self._new_secret,
@@ -185,16 +190,18 @@ class AccessTargets:
     async def _issue(self, request: m.Issue, _: Principal) -> Target:
         if not request.domains and request.csr is None:
             identifiers_from((), None)
-        accounts = await self._accounts(request, accounts_of(request.account_id, request.account_ids))
         csr = None if request.csr is None else read_csr(request.csr)
+        names = identifiers_from(request.domains, csr)
+        account_ids = accounts_of(request.account_id, request.account_ids)
         terms = CertificateTerms(
-            names=identifiers_from(request.domains, csr),
-            accounts=accounts,
+            names=names,
+            accounts=await account_refs(self._store, account_ids),
             challenge_type=request.challenge_type,
             key_type=request.key_type if csr is None else csr.key_type,
         )
-        touched = Touched(action="cert.issue", certificate=terms, pointers=_pointers(request, terms.names))
-        return Target(touched=(touched,), object=_names(terms.names))
+        touched = Touched(action="cert.issue", certificate=terms, pointers=_pointers(request, names))
+        error = await self._missing_account(request, account_ids)
+        return Target(touched=(touched,), object=_names(names), error=error)
 
     def _order_as(self, action: str) -> Callable[[m.OrderById, Principal], Awaitable[Target]]:
         async def find(request: m.OrderById, _: Principal) -> Target:
@@ -215,15 +222,18 @@ class AccessTargets:
     def _version_as(self, action: str) -> Callable[[m.CertificatePem | m.CertificateKey, Principal], Awaitable[Target]]:
         async def find(request: m.CertificatePem | m.CertificateKey, _: Principal) -> Target:
             certificate = await self._certificate_of(request.id)
-            version: Issued = certificate
-            if request.version not in (None, certificate.version):
-                earlier = await VERSIONS.get(self._store, version_id(certificate.id, request.version))
-                # Whoever may read the current one is told by the handler that there is no such version.
-                version = certificate if earlier is None else earlier.value
+            version = await self._version(certificate, request.version)
             terms = await terms_of_version(self._store, certificate, version)
             return Target(touched=(_known(certificate, terms, action),))
 
         return find
+
+    async def _version(self, certificate: Certificate, version: int | None) -> Issued:
+        """A version; where there is no such one, the current one: who may touch that is told so by the handler."""
+        if version in (None, certificate.version):
+            return certificate
+        earlier = await VERSIONS.get(self._store, version_id(certificate.id, version))
+        return certificate if earlier is None else earlier.value
 
     async def _renewal(self, request: m.RenewCertificate, _: Principal) -> Target:
         certificate = await self._certificate_of(request.id)
@@ -234,35 +244,41 @@ class AccessTargets:
         certificate = await self._certificate_of(request.id)
         now = _known(certificate, await terms_of_certificate(self._store, certificate), "cert.update")
         before = terms_of(certificate)
-        csr = None if request.csr is UNSET else read_csr(request.csr)
-        names = () if csr is None else csr.identifiers
-        if request.domains is not UNSET:
-            names = (*parse_identifiers(request.domains, public_ca=False), *names)
-        names = tuple(dict.fromkeys(names)) or before.identifiers
         first, *further = before.accounts
         accounts = accounts_of(
             first if request.account_id is UNSET else request.account_id,
             further if request.account_ids is UNSET else request.account_ids,
         )
-        key_type = before.key_type if request.key_type is UNSET else request.key_type
+        try:
+            then = await self._as_updated(request, before, accounts)
+        except InvalidRequest as error:
+            return Target(touched=(now,), error=error)
         # What is not changed may be gone, and must not stand in the way of what is.
-        find = account_refs(self._store, accounts) if accounts == before.accounts else self._accounts(request, accounts)
-        then = CertificateTerms(
-            names=names,
-            accounts=await find,
+        missing = None if accounts == before.accounts else await self._missing_account(request, accounts)
+        asked = Touched(action="cert.update", certificate=then, pointers=_pointers(request, then.names))
+        return Target(touched=(now, asked), error=missing)
+
+    async def _as_updated(
+        self, request: m.UpdateCertificate, before: Terms, accounts: Iterable[str]
+    ) -> CertificateTerms:
+        csr = None if request.csr is UNSET else read_csr(request.csr)
+        names = () if csr is None else csr.identifiers
+        if request.domains is not UNSET:
+            names = (*parse_identifiers(request.domains, public_ca=False), *names)
+        key_type = before.key_type if request.key_type is UNSET else request.key_type
+        return CertificateTerms(
+            names=tuple(dict.fromkeys(names)) or before.identifiers,
+            accounts=await account_refs(self._store, accounts),
             challenge_type=before.challenge_type if request.challenge_type is UNSET else request.challenge_type,
             key_type=key_type if csr is None else csr.key_type,
         )
-        asked = Touched(action="cert.update", certificate=then, pointers=_pointers(request, names))
-        return Target(touched=(now, asked))
 
     async def _revoke(self, request: m.RevokeCertificate, _: Principal) -> Target:
         if request.certificate_id is None and request.serial_number is not None and request.version is None:
             return await self._by_serial(revocation_targets.serial_of(request.serial_number))
         place = await revocation_targets.place_of(self._store, self._log, request)
-        target = await revocation_targets.load(self._store, place)
-        certificate = target.certificate.value
-        terms = await terms_of_version(self._store, certificate, target.version)
+        certificate = await self._certificate_of(place.certificate_id)
+        terms = await terms_of_version(self._store, certificate, await self._version(certificate, place.version))
         return Target(touched=(_known(certificate, terms, "cert.revoke"),), object=certificate.id)
 
     async def _by_serial(self, serial: str) -> Target:
@@ -293,17 +309,25 @@ class AccessTargets:
         terms = await terms_of_version(self._store, certificate, target.version)
         return Target(touched=(_known(certificate, terms, "cert.read", missing),))
 
-    async def _bulk_renewal(self, request: m.BulkRenewalById, principal: Principal) -> Target:
-        bulk = await BULK_RENEWALS.get(self._store, request.id)
-        if bulk is None:
-            raise NotFound(f"there is no bulk renewal {request.id[:100]!r}")
-        if str(bulk.value.requested_by) == str(principal):
-            return Target()
-        # It may be about any certificate. Whoever may read certificates sees all bulk renewals.
-        terms = CertificateTerms(
-            names=(ANY_NAME,), accounts=(AccountRef(None, ""),), challenge_type="dns-01", key_type="ec-p256"
-        )
-        return Target(touched=(Touched(action="cert.renew", certificate=terms, pointers={str(ANY_NAME): ["/id"]}),))
+    def _bulk_renewal_as(self, action: str) -> Callable[[m.BulkRenewalById, Principal], Awaitable[Target]]:
+        async def find(request: m.BulkRenewalById, principal: Principal) -> Target:
+            missing = NotFound(f"there is no bulk renewal {request.id[:100]!r}")
+            bulk = await BULK_RENEWALS.get(self._store, request.id)
+            if bulk is None:
+                raise missing
+            if str(bulk.value.requested_by) == str(principal):
+                return Target()
+            # It may be about any certificate.
+            touched = Touched(
+                action=action,
+                certificate=ANY_CERTIFICATE,
+                pointers={str(ANY_NAME): ["/id"]},
+                missing=missing,
+                seen_by="cert.read",
+            )
+            return Target(touched=(touched,))
+
+        return find
 
     async def _dns_provider(self, request: m.CreateDnsProvider | m.UpdateDnsProvider, _: Principal) -> Target:
         config = request.config or {}
@@ -328,18 +352,15 @@ class AccessTargets:
             raise _no_account(account_id)
         return account.value
 
-    async def _accounts(
+    async def _missing_account(
         self, request: m.Issue | m.UpdateCertificate, account_ids: Iterable[str]
-    ) -> tuple[AccountRef, ...]:
-        found = []
+    ) -> NotFound | None:
         for each in account_ids:
-            account = await ACCOUNTS.get(self._store, each)
-            if account is None:
+            if await ACCOUNTS.get(self._store, each) is None:
                 further = request.account_ids or []
                 pointer = f"/account_ids/{further.index(each)}" if each in further else "/account_id"
-                raise not_found(pointer, _no_account(each).detail)
-            found.append(account_ref(account.value))
-        return tuple(found)
+                return not_found(pointer, _no_account(each).detail)
+        return None
 
     async def _certificate_of(self, certificate_id: str) -> Certificate:
         certificate = await CERTIFICATES.get(self._store, certificate_id)
@@ -356,7 +377,6 @@ BY_ACTION = frozenset(
         c.LIST_CERTIFICATES,
         c.CREATE_BULK_RENEWAL,
         c.LIST_BULK_RENEWALS,
-        c.GET_BULK_RENEWAL,
         c.LIST_DNS_PROVIDERS,
         c.GET_DNS_PROVIDER,
         c.DELETE_DNS_PROVIDER,

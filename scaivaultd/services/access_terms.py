@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from scaivaultd.model.access import AccountRef, CertificateTerms
+from scaivaultd.model.names import Identifier
 from scaivaultd.model.resources import terms_in, terms_of
 from scaivaultd.services.documents import ACCOUNTS
 
@@ -16,10 +17,22 @@ if TYPE_CHECKING:
     from scaivaultd.model.resources import Account, Certificate, Issued, Order, Terms
     from scaivaultd.services.ports import Store
 
+ANY_NAME = Identifier("dns", "any-name-there-is.invalid")
+"""Nobody has it: only who may have every name may have this one."""
+ANY_CERTIFICATE = CertificateTerms(
+    names=(ANY_NAME,), accounts=(AccountRef(None, ""),), challenge_type="dns-01", key_type="ec-p256"
+)
+"""Only who may do something to every certificate may do it to this one."""
+
 
 def account_ref(account: Account) -> AccountRef:
     """An account that is there."""
     return AccountRef(account.id, account.name)
+
+
+def unnamed(account: AccountRef) -> AccountRef:
+    """The same for somebody who knows it by id only, and is told no name."""
+    return AccountRef(account.id, account.id or account.name)
 
 
 async def account_refs(store: Store, account_ids: Iterable[str]) -> tuple[AccountRef, ...]:

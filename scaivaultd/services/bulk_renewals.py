@@ -14,6 +14,7 @@ from scaivaultd.model.errors import Conflict, FieldError, NotFound, RevisionConf
 from scaivaultd.model.ids import AccountId, CertificateId
 from scaivaultd.model.resources import BulkRenewal
 from scaivaultd.services import visible
+from scaivaultd.services.access_terms import account_ref
 from scaivaultd.services.bulk_walks import BulkWalk, Tally, choice_page, fits, load, tally
 from scaivaultd.services.documents import ACCOUNTS, BULK_RENEWALS, CERTIFICATES
 from scaivaultd.services.idempotency import Repeatable
@@ -94,8 +95,9 @@ class BulkRenewals:
 
     async def list(self, request: m.ListBulkRenewals, context: RequestContext) -> m.BulkRenewalList:
         """Handle `pki.bulk_renewals.list`."""
-        page = await BULK_RENEWALS.page(
-            self._store, where={"status": request.status}, cursor=request.cursor, limit=request.limit
+        sees = visible.bulk_renewals(context.permits, context.principal)
+        page = await BULK_RENEWALS.page_seen(
+            self._store, sees, where={"status": request.status}, cursor=request.cursor, limit=request.limit
         )
         items = await side_by_side([self._shown(each.value) for each in page.items])
         return m.BulkRenewalList(items=items, next_cursor=page.next_cursor)
@@ -157,13 +159,19 @@ class BulkRenewals:
 
     async def _wanted(self, request: m.CreateBulkRenewal, context: RequestContext) -> BulkRenewal:
         bulk = self._described(request, context)
-        if bulk.account_id is not None and await ACCOUNTS.get(self._store, bulk.account_id) is None:
-            raise not_found("/account_id", f"there is no account {bulk.account_id[:100]!r}")
         if request.certificate_ids:
             total = await self._count_named(bulk, request.certificate_ids, context.permits)
         else:
             total = await self._count(bulk, context.permits)
+        if bulk.account_id is not None and total == 0:
+            await self._require_account(bulk.account_id, context.permits)
         return msgspec.structs.replace(bulk, total=total)
+
+    async def _require_account(self, account_id: AccountId, permits: Permits) -> None:
+        """Refuse an account that is not there, or not for these eyes."""
+        found = await ACCOUNTS.get(self._store, account_id)
+        if found is None or not permits.allows("account.read", account=account_ref(found.value)):
+            raise not_found("/account_id", f"there is no account {account_id[:100]!r}")
 
     def _described(self, request: m.CreateBulkRenewal, context: RequestContext) -> BulkRenewal:
         filters = (request.certificate_ids, request.account_id, request.issuer, request.domain, request.issued_before)

@@ -15,7 +15,7 @@ from scaivaultd.model.access import AccessRequest, AuditEntry, Decision, princip
 from scaivaultd.model.errors import FieldError, PermissionDenied, ScaivaultError
 from scaivaultd.model.resources import terms_of
 from scaivaultd.services.access_targets import AccessTargets, Target, Touched, object_of
-from scaivaultd.services.access_terms import terms_as_ordered
+from scaivaultd.services.access_terms import terms_as_ordered, unnamed
 from scaivaultd.services.policies import TENANT
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ class Gatekeeper:
         if target.object is not None:
             visit.entry = msgspec.structs.replace(visit.entry, object=target.object)
         self._judge_each(visit, target)
+        if target.error is not None:
+            raise target.error
 
     def _judge_each(self, visit: _Visit, target: Target) -> None:
         for touched in target.touched:
@@ -140,10 +142,29 @@ class Gatekeeper:
                 visit.judged(decision)
 
     def _refusal(self, visit: _Visit, touched: Touched, decision: Decision) -> ScaivaultError:
+        decision = self._unnamed(visit, touched, decision)
         if touched.missing is None:
             return denied(visit.principal, touched.action, decision, touched)
-        is_known = touched.seen_by is not None and self._policies.decide(visit.about(touched, touched.seen_by)).allowed
+        is_known = touched.seen_by is not None and self._policies.allow(visit.about(touched, touched.seen_by))
         return denied(visit.principal, touched.action, decision, touched) if is_known else touched.missing
+
+    def _unnamed(self, visit: _Visit, touched: Touched, decision: Decision) -> Decision:
+        """The same refusal without the names of accounts that its principal may not see: it knows them by id."""
+        terms = touched.certificate
+        if terms is None or not _is_about_accounts(decision):
+            return decision
+
+        def judged(accounts: tuple[AccountRef, ...]) -> Decision:
+            return self._policies.decide(
+                visit.asking(touched.action, msgspec.structs.replace(terms, accounts=accounts), touched.account)
+            )
+
+        def is_named(account: AccountRef) -> bool:
+            may_see = self._policies.allow(visit.asking("account.read", account=account))
+            return may_see or not _is_about_accounts(judged((account,)))
+
+        in_their_words = judged(tuple(each if is_named(each) else unnamed(each) for each in terms.accounts))
+        return decision if in_their_words.allowed else in_their_words
 
     async def judge_renewal(self, certificate: Certificate) -> Decision:
         """Whether the owner of a certificate may still have it renewed, by what policies say now.
@@ -190,7 +211,7 @@ class _Visit:
         secret: str | None = None,
     ) -> bool:
         """As `Permits` says."""
-        return self._policies.decide(self.asking(action, certificate, account, secret)).allowed
+        return self._policies.allow(self.asking(action, certificate, account, secret))
 
     def require(
         self,
@@ -272,6 +293,10 @@ def denied(principal: Principal, action: str, decision: Decision, touched: Touch
     who = f"{principal} ({principal.name})" if principal.name else str(principal)
     fields = [] if touched is None else list(_fields(decision, touched))
     return PermissionDenied(f"{who} may not {action}: {shown}{more}", fields)
+
+
+def _is_about_accounts(decision: Decision) -> bool:
+    return any(each.about == "account" and not each.allowed for each in decision.reasons)
 
 
 def _fields(decision: Decision, touched: Touched) -> Iterator[FieldError]:

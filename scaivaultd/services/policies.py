@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from scaivaultd.api import access_messages as am
-from scaivaultd.api.policies import KEY_READ, ROLES, applying, decide, decide_action, policy_from_request
+from scaivaultd.api.policies import KEY_READ, ROLES, Rules, applying, policy_from_request
 from scaivaultd.model.access import ANY_TENANT, Policy, PolicyRule, StoredPolicy
 from scaivaultd.model.errors import Conflict, NotFound, RevisionConflict, StartupError
 from scaivaultd.model.storage import ABSENT, Delete
@@ -47,7 +47,7 @@ TRUSTED_BUS = "nats:$G/trusted"
 """Everybody on a bus that the administrator has called trusted."""
 
 STORED_MAX = 5_000
-KNOWN_MAX = 10_000
+KNOWN_MAX = 1_000
 """Principals whose policies are remembered."""
 
 _WRITE_SECONDS = 5.0
@@ -94,7 +94,7 @@ class Policies:
         self._stored: dict[str, Versioned[StoredPolicy]] = {}
         self._local = frozenset(self._built_in[LOCAL_ADMINS].principals)
         self._all: Mapping[str, Policy] = {}
-        self._for: dict[Principal, Sequence[Policy]] = {}
+        self._for: dict[Principal, Rules] = {}
         self._at_all: dict[tuple[Principal, str], Decision] = {}
         self._writing = asyncio.Lock()
         self.changed: Signal[None] = Signal()
@@ -136,7 +136,11 @@ class Policies:
 
     def decide(self, request: AccessRequest) -> Decision:
         """Judge a request by all policies there are now."""
-        return decide(self._judging(request), request, self._suffixes)
+        return self._judging(request).decide(request, self._suffixes)
+
+    def allow(self, request: AccessRequest) -> bool:
+        """The same without words: lists are judged item by item."""
+        return self._judging(request).allow(request, self._suffixes)
 
     def decide_action(self, request: AccessRequest) -> Decision:
         """Judge whether its principal may do such a thing at all, to whatever."""
@@ -145,27 +149,27 @@ class Policies:
             return known
         if len(self._at_all) >= KNOWN_MAX:
             self._at_all.clear()
-        found = self._at_all[asked] = decide_action(self._judging(request), request)
+        found = self._at_all[asked] = self._judging(request).decide_action(request)
         return found
 
-    def _judging(self, request: AccessRequest) -> Sequence[Policy]:
+    def _judging(self, request: AccessRequest) -> Rules:
         if request.action.startswith(_WAYS_IN) and str(request.principal) in self._local:
             # Root and the daemon's own user can read and write the store anyway; that they can always undo a denial
             # over the UNIX socket means that nobody locks everybody out for good.
-            return (self._built_in[LOCAL_ADMINS],)
+            return Rules([self._built_in[LOCAL_ADMINS]])
         return self._applying(request.principal)
 
-    def _applying(self, principal: Principal) -> Sequence[Policy]:
+    def _applying(self, principal: Principal) -> Rules:
         if (known := self._for.get(principal)) is not None:
             return known
         if len(self._for) >= KNOWN_MAX:
             self._for.clear()
-        found = self._for[principal] = applying(self._all.values(), principal, TENANT)
+        found = self._for[principal] = Rules(applying(self._all.values(), principal, TENANT))
         return found
 
     def applying(self, principal: Principal) -> Sequence[str]:
         """The names of the policies that are for a principal."""
-        return sorted(each.name for each in self._applying(principal))
+        return sorted(each.name for each in self._applying(principal).policies)
 
     def exists(self, name: str) -> bool:
         """Whether there is a policy of that name."""

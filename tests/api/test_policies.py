@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from publicsuffixlist import PublicSuffixList
 
 from scaivaultd.api.commands import COMMANDS, EVERYBODY
-from scaivaultd.api.policies import ACTIONS, KEY_READ, ROLES, decide, decide_action, policies_from, policies_from_toml
+from scaivaultd.api.policies import (
+    ACTIONS,
+    KEY_READ,
+    ROLES,
+    Rules,
+    decide,
+    decide_action,
+    policies_from,
+    policies_from_toml,
+)
 from scaivaultd.model.access import (
     AccessRequest,
     AccountRef,
@@ -443,6 +452,48 @@ def test_an_action_alone_is_judged_whatever_it_is_about(
     """Before anything is looked up: only who may do it to something is told what there is."""
     about = request(terms("other.example.org"), **changes)
     assert decide_action([policy(*rules)], about).allowed is allowed
+
+
+@pytest.mark.parametrize("name", ["a.b.example.net", "*.b.example.net", "b.example.net", "10.0.0.1", "other.org"])
+def test_of_several_rules_that_allow_the_first_decides(name: str) -> None:
+    """Whichever pattern it is found by; without words the answer is the same."""
+    found = [
+        policy(PolicyRule(actions=("cert.issue",), **members), name=f"p{place}")
+        for place, members in enumerate(
+            [
+                {"domains": ("other.net",), "ips": ("192.0.2.0/24",)},
+                {"domains": ("**.example.net",)},
+                {"domains": ("*.b.example.net",), "ips": ("10.0.0.0/8",)},
+                {"domains": ("b.example.net", "*.example.net"), "wildcards": True},
+                {"domains": ("a.b.example.net",), "ips": ("0.0.0.0/0",)},
+            ]
+        )
+    ]
+    asked = request(terms(name))
+    decision = decide(found, asked, SUFFIXES)
+    alone = [each.name for each in found if decide([each], asked, SUFFIXES).allowed]
+    assert decision.policy == (alone[0] if alone else None)
+    assert Rules(found).allow(asked, SUFFIXES) is decision.allowed is bool(alone)
+
+
+@pytest.mark.parametrize(
+    ("rules", "allowed"),
+    [
+        ([PolicyRule(actions=("event.read",))], True),
+        ([PolicyRule(roles=("viewer",), domains=("**",))], True),
+        ([PolicyRule(roles=("viewer",), domains=("*.web.example.org", "a.example.net"))], False),
+        ([PolicyRule(roles=("viewer",), ips=("10.0.0.0/8",))], False),
+        ([PolicyRule(roles=("viewer",), domains=("**",), accounts=("le",))], False),
+        ([PolicyRule(actions=("event.read",)), deny("bank.example.org", actions=("*",))], False),
+        ([PolicyRule(actions=("event.read",)), deny(actions=("event.*",), accounts=("le",))], False),
+        ([PolicyRule(actions=("event.read",)), deny("bank.example.org", actions=("cert.*",))], True),
+    ],
+)
+def test_events_are_for_who_may_see_all_of_them(rules: list[PolicyRule], allowed: bool) -> None:
+    """They tell of every team's names, and nobody gets a part of them."""
+    decision = decide([policy(*rules)], request(None, action="event.read"), SUFFIXES)
+    assert decision.allowed is allowed
+    assert all(each.about == "action" for each in decision.reasons)
 
 
 def test_a_public_suffix_can_be_read_and_revoked() -> None:

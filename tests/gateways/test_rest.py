@@ -282,6 +282,16 @@ class TestConditions:
             response = await session.patch("/v1/pki/certificates/c", json={}, headers={"If-None-Match": "*"})
         assert response.status == 412
 
+    async def test_what_has_no_get_is_not_overwritten_by_who_wants_to_make_it(self, here: Served) -> None:
+        """Whether a secret is there cannot be seen: `create only` must not replace it."""
+        async with here.client() as session:
+            headers = {"If-None-Match": "*"}
+            response = await session.put("/v1/secrets/a/b", json={"value": "new"}, headers=headers)
+            problem = await response.json(content_type="application/problem+json")
+        assert (response.status, problem["code"]) == (412, "precondition_failed")
+        assert "no GET" in problem["detail"]
+        assert here.asked == []
+
     async def test_a_look_may_assume_too(self, here: Served) -> None:
         """RFC 9110 section 13.2.2 makes no exception for GET."""
         async with here.client() as session:
@@ -461,7 +471,7 @@ class TestProbes:
         async with here.client() as session:
             response = await session.post("/livez")
             asked = await session.head("/livez")
-        assert (response.status, response.headers["Allow"]) == (405, "GET, HEAD")
+        assert (response.status, response.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
         assert asked.status == 200
 
     async def test_health_has_the_same_status_and_its_parts_beside_it(self, here: Served) -> None:
@@ -492,7 +502,7 @@ class TestDescriptions:
             assert (await shown.read()).startswith(beginning)
             await posted.read()
         assert (shown.status, shown.content_type, again.status, asked.status) == (200, kind, 304, 200)
-        assert (posted.status, posted.headers["Allow"]) == (405, "GET, HEAD")
+        assert (posted.status, posted.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
         assert here.holders.facts == []
 
     async def test_they_tell_of_this_daemon(self, here: Served) -> None:

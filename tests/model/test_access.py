@@ -277,9 +277,11 @@ def test_principals_can_be_named(text: str) -> None:
     assert principal_pattern(text) == text
 
 
-@pytest.mark.parametrize("text", ["*", "", "web", "tok*", "token:", "token:w*b", "unix:3*", "nkey:U*", "system*", "**"])
+@pytest.mark.parametrize(
+    "text", ["*", "", "web", "tok*", "token:", "token:w*b", "unix:3*", "unix:033", "nkey:U*", "system*", "**"]
+)
 def test_patterns_for_nobody_in_particular_are_refused(text: str) -> None:
-    """`unix:3*` would be whoever has such a number."""
+    """`unix:3*` would be whoever has such a number, and `unix:033` denies nobody anything."""
     with pytest.raises(ValueError, match="names no principal"):
         Policy(name="web", principals=(text,))
 

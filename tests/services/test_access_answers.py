@@ -121,6 +121,17 @@ async def test_everybody_may_ask_for_themselves(desk: Desk, members: dict[str, A
     assert (reply.policy is not None) is allowed
 
 
+async def test_an_id_does_not_tell_the_name_of_an_account(desk: Desk) -> None:
+    """Whoever may not look it up knows it by what they typed."""
+    await Shelves(desk.store).account("acme_bank", "bank-production")
+    for members in ({"action": "account.read"}, {"domains": ["a.web.example.org"]}):
+        answers = [await desk.can(account_id=each, **members) for each in ("acme_bank", "acme_none")]
+        assert [each.allowed for each in answers] == [False, False]
+        words = [msgspec.json.encode(each).decode() for each in answers]
+        assert "takes le, not acme_bank" in words[0]
+        assert words[0].replace("acme_bank", "acme_none") == words[1]
+
+
 async def test_nothing_is_done_for_a_name_that_is_none(desk: Desk) -> None:
     """It is pointed at."""
     with pytest.raises(InvalidRequest) as caught:

@@ -222,7 +222,49 @@ async def test_a_fallback_account_is_judged_too(house: House) -> None:
     await house.ask(c.ISSUE, **issue("a.web.example.org"))
     error = await house.refused(c.ISSUE, **issue("a.web.example.org", account_ids=[ZEROSSL]))
     assert pointers(error) == ["/account_id"]
+    assert f"takes le, not {ZEROSSL}" in error.detail
+    house.rules(
+        PolicyRule(actions=("account.read",)),
+        PolicyRule(actions=("cert.issue",), domains=("*.web.example.org",), accounts=("le",)),
+    )
+    error = await house.refused(c.ISSUE, **issue("a.web.example.org", account_ids=[ZEROSSL]))
     assert "takes le, not zerossl" in error.detail
+
+
+async def test_an_account_that_is_not_for_these_eyes_is_like_one_that_is_not_there(house: House) -> None:
+    """Or its id would tell its name, and whether there is one."""
+    house.allow("cert.issue", "cert.update", accounts=("le",))
+    for command, body in ((c.ISSUE, issue("a.web.example.org")), (c.UPDATE_CERTIFICATE, {"id": OURS})):
+        answers = set()
+        for account_id in (ZEROSSL, "acme_none"):
+            for member in ({"account_id": account_id}, {"account_ids": [account_id]}):
+                error = await house.refused(command, **{**body, **member})
+                assert pointers(error) == ["/account_id"]
+                answers.add(str(error).replace(account_id, "ID"))
+        assert len(answers) == 1
+    house.allow("cert.issue")
+    assert isinstance(await house.refused(c.ISSUE, **{**issue("a.web.example.org"), "account_id": "none"}), NotFound)
+
+
+@pytest.mark.parametrize(
+    ("command", "body"),
+    [
+        (c.UPDATE_CERTIFICATE, {"domains": ["no name"]}),
+        (c.UPDATE_CERTIFICATE, {"csr": "nonsense"}),
+        (c.UPDATE_CERTIFICATE, {"account_id": "none"}),
+        (c.REVOKE, {"version": 99}),
+        (c.GET_PEM, {"version": 99}),
+        (c.GET_KEY, {"version": 99}),
+    ],
+)
+async def test_a_wrong_request_tells_nothing_of_what_is_not_for_these_eyes(
+    house: House, command: Command[Any, Any], body: dict[str, Any]
+) -> None:
+    """A mistake that is answered for what is there only is a way to look for it."""
+    house.allow("*", KEY_READ)
+    member = "certificate_id" if command is c.REVOKE else "id"
+    theirs, nobodys = [str(await house.refused(command, **{**body, member: each})) for each in (THEIRS, "cert_none")]
+    assert theirs.replace(THEIRS, "cert_none") == nobodys
 
 
 async def test_the_names_of_a_csr_count(house: House) -> None:
@@ -506,9 +548,15 @@ async def test_a_bulk_renewal_is_ended_by_its_owner_or_by_whoever_may_renew_all(
     await house.shelves.bulk_renewal("bulk_2", ROOT)
     house.allow("cert.renew", "cert.read")
     await house.ask(c.CANCEL_BULK_RENEWAL, id="bulk_1")
-    assert isinstance(await house.refused(c.CANCEL_BULK_RENEWAL, id="bulk_2"), PermissionDenied)
-    assert isinstance(await house.refused(c.CANCEL_BULK_RENEWAL, id="bulk_3"), NotFound)
+    for command in (c.CANCEL_BULK_RENEWAL, c.GET_BULK_RENEWAL):
+        for another in ("bulk_2", "bulk_3"):
+            assert isinstance(await house.refused(command, id=another), NotFound)
+    house.rules(
+        PolicyRule(actions=("cert.renew",), domains=("*.web.example.org",)),
+        PolicyRule(actions=("cert.read",), domains=("**",)),
+    )
     await house.ask(c.GET_BULK_RENEWAL, id="bulk_2")
+    assert isinstance(await house.refused(c.CANCEL_BULK_RENEWAL, id="bulk_2"), PermissionDenied)
     for bulk in ("bulk_1", "bulk_2"):
         await house.ask(c.CANCEL_BULK_RENEWAL, ROOT, id=bulk)
 

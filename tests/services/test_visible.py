@@ -14,12 +14,12 @@ from scaivaultd.api.gate import UNLIMITED, Permits
 from scaivaultd.model.errors import NotFound
 from scaivaultd.model.ids import CertificateId, OrderId
 from scaivaultd.model.names import Identifier
-from scaivaultd.model.resources import Certificate, Order, Queued, terms_of
+from scaivaultd.model.resources import Certificate, CertificateVersion, Issued, Order, Queued, terms_of
 from scaivaultd.services import visible
 from scaivaultd.services.budget_lines import Waiting
 from scaivaultd.services.budget_report import Wanted
-from scaivaultd.services.documents import CERTIFICATES, ORDERS, PAGE_BYTES, SCANS_MAX
-from tests.fakes.judging import WEB, Permitted, asked_by
+from scaivaultd.services.documents import CERTIFICATES, ORDERS, PAGE_BYTES, SCANS_MAX, VERSIONS
+from tests.fakes.judging import SHOP, WEB, Permitted, asked_by
 
 MINE = Permitted(".mine.test")
 
@@ -161,6 +161,52 @@ class TestLists:
         """Whoever may read orders may not therefore read certificates."""
         await example(world)
         assert (await pages(world, Permitted("", actions=("order.read",))))[0].items == []
+
+    @pytest.mark.parametrize("limit", [1, 2, 100])
+    async def test_earlier_versions_by_the_names_they_had(self, world: Any, limit: int) -> None:
+        """What another team had before says which names it has."""
+        certificate, _ = await example(world)
+        names = ["a.mine.test", "b.theirs.test", "c.mine.test"]
+        puts = [
+            VERSIONS.put(
+                CertificateVersion(
+                    **{each: getattr(certificate, each) for each in Issued.__struct_fields__}
+                    | {"version": number, "identifiers": (Identifier("dns", name),)},
+                    certificate_id=certificate.id,
+                )
+            )
+            for number, name in enumerate(names, 1)
+        ]
+        held = await world.read(CERTIFICATES, certificate.id)
+        current = CERTIFICATES.put(named(certificate, "d.mine.test", version=4), held.revision)
+        await world.sqlite.commit([*puts, current])
+        seen: list[str] = []
+        cursor: str | None = None
+        while not seen or cursor is not None:
+            request = m.ListVersions(id=certificate.id, limit=limit, cursor=cursor)
+            page = await world.certificate_service.versions(request, asked_by(WEB, MINE))
+            seen += [each.domains[0] for each in page.items]
+            cursor = page.next_cursor
+        assert seen == ["a.mine.test", "c.mine.test", "d.mine.test"]
+
+    async def test_bulk_renewals_of_others_need_a_right_to_every_certificate(self, world: Any) -> None:
+        """Their notes say what is planned, and for what."""
+        service = world.bulk_renewals
+        await service.create(m.CreateBulkRenewal(all=True, note="ours"), asked_by(WEB))
+        await service.create(m.CreateBulkRenewal(all=True, note="theirs"), asked_by(SHOP))
+        for permits, notes in ((MINE, ["ours"]), (UNLIMITED, ["ours", "theirs"]), (Permitted(""), ["ours", "theirs"])):
+            reply = await service.list(m.ListBulkRenewals(), asked_by(WEB, permits))
+            assert [each.note for each in reply.items] == notes
+
+    async def test_an_account_that_may_not_be_read_is_no_filter(self, world: Any) -> None:
+        """A count of nothing would say that there is such an account."""
+        theirs = await world.account(name="theirs")
+        for account_id in (theirs, "acme_none"):
+            with pytest.raises(NotFound) as caught:
+                await world.bulk_renewals.create(
+                    m.CreateBulkRenewal(account_id=account_id, dry_run=True), asked_by(WEB, Permitted("", accounts=()))
+                )
+            assert caught.value.detail == f"there is no account '{account_id}'"
 
     async def test_accounts(self, world: Any) -> None:
         """By their names, as policies speak of them."""

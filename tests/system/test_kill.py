@@ -100,11 +100,14 @@ async def test_a_kill_at_every_commit_point_loses_and_doubles_nothing(
         await check(daemon, await run_to_the_end(daemon, pebble))
         assert pebble.accounts == accounts + 1
         killed: bool = daemon.lives[0].was_killed()
+        # Before the stop: what is committed there is tests/system/test_audit.py's to lose.
+        counted.append(int(count_file.read_text()))
         await daemon.stop()
         return killed
 
+    counted: list[int] = []
     assert not await once("before", 0)
-    commits = int(count_file.read_text())
+    [commits] = counted
     assert commits >= 8
     for nth in range(1, commits + 1):
         for moment in ("before", "after"):
