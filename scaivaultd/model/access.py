@@ -29,7 +29,8 @@ _PRINCIPAL_PATTERN = re.compile(
 )
 
 # Nothing that leads elsewhere, and nothing that may be read in two ways; `//` is only for schemes like `op://`.
-_REFERENCE_WORD = r"(?!\.{1,2}(?:[/#]|$))[^/%\\?*\s\x00-\x1f\x7f]+"
+_NO_DOTS = r"(?!\.{1,2}(?:[/#]|$))"
+_REFERENCE_WORD = rf"{_NO_DOTS}(?:[^/#%\\?*\s\x00-\x1f\x7f]|#{_NO_DOTS})+"
 _PLAIN_REFERENCE = re.compile(
     rf"(?:file:/|(?!file:)[a-z][a-z0-9+-]*:/{{0,2}})?{_REFERENCE_WORD}(?:/{_REFERENCE_WORD})*"
 )

@@ -457,17 +457,15 @@ def test_an_action_alone_is_judged_whatever_it_is_about(
 @pytest.mark.parametrize("name", ["a.b.example.net", "*.b.example.net", "b.example.net", "10.0.0.1", "other.org"])
 def test_of_several_rules_that_allow_the_first_decides(name: str) -> None:
     """Whichever pattern it is found by; without words the answer is the same."""
+    every: list[dict[str, Any]] = [
+        {"domains": ("other.net",), "ips": ("192.0.2.0/24",)},
+        {"domains": ("**.example.net",)},
+        {"domains": ("*.b.example.net",), "ips": ("10.0.0.0/8",)},
+        {"domains": ("b.example.net", "*.example.net"), "wildcards": True},
+        {"domains": ("a.b.example.net",), "ips": ("0.0.0.0/0",)},
+    ]
     found = [
-        policy(PolicyRule(actions=("cert.issue",), **members), name=f"p{place}")
-        for place, members in enumerate(
-            [
-                {"domains": ("other.net",), "ips": ("192.0.2.0/24",)},
-                {"domains": ("**.example.net",)},
-                {"domains": ("*.b.example.net",), "ips": ("10.0.0.0/8",)},
-                {"domains": ("b.example.net", "*.example.net"), "wildcards": True},
-                {"domains": ("a.b.example.net",), "ips": ("0.0.0.0/0",)},
-            ]
-        )
+        policy(PolicyRule(actions=("cert.issue",), **members), name=f"p{place}") for place, members in enumerate(every)
     ]
     asked = request(terms(name))
     decision = decide(found, asked, SUFFIXES)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scaivaultd.model.access import (
@@ -256,6 +256,8 @@ def test_a_beginning_that_no_reference_has_is_refused(pattern: str) -> None:
         msgspec.convert({"actions": ["secret.use"], "secrets": ["a", pattern]}, PolicyRule)
 
 
+@example("#..", "")
+@example("a#", "..")
 @given(st.text(alphabet="ab/.:-_#%", max_size=12), st.text(alphabet="ab/.:-_#%", max_size=12))
 def test_what_follows_a_beginning_stays_below_it(pattern: str, rest: str) -> None:
     """Whatever is appended, the place that is named does not change, only what is taken there."""

@@ -202,74 +202,6 @@ def digests(state_dir: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in state_dir.glob("store.db*")}
 
 
-async def test_a_wrong_master_key_changes_nothing(
-    make_pebble: Any, new_daemon: Any, launch: Any, tmp_path: Path
-) -> None:
-    """The wrong key is said to be wrong; the right one then opens everything as before."""
-    pebble = await make_pebble()
-    key = tmp_path / "key"
-    daemon = new_daemon(pebble, log=f'[secrets]\nmaster_key = "file:{key}"')
-    right, wrong = "11" * 32, "22" * 32
-
-    def write(text: str) -> None:
-        key.write_text(text)
-        key.chmod(0o600)
-
-    write(right)
-    await daemon.start()
-    account_id = await daemon.account(pebble)
-    order = await daemon.issue(account_id, "a.example.test")
-    private_key = await daemon.ask("pki.certificates.key", id=order["certificate_id"])
-    await daemon.stop()
-    before = digests(daemon.state_dir)
-    assert before.keys() == {"store.db"}
-
-    write(wrong)
-    code, said = await refused_start(daemon, launch)
-    assert code == EX_CONFIG
-    assert "the master key does not fit this store" in said
-    assert right not in said
-    assert wrong not in said
-    assert digests(daemon.state_dir) == before
-
-    write(right)
-    await daemon.start()
-    assert await daemon.ask("pki.certificates.key", id=order["certificate_id"]) == private_key
-    assert (await daemon.issue(account_id, "b.example.test"))["status"] == "valid"
-
-
-async def test_a_missing_master_key_is_not_replaced(hanging_ca: Any, make_daemon: Any, launch: Any) -> None:
-    """A new key would look like a working daemon with every old key lost."""
-    daemon = await make_daemon(hanging_ca)
-    await daemon.ask("pki.acme.accounts.create", **account_body(hanging_ca, "a"))
-    assert await daemon.stop() == 0
-    key = daemon.state_dir / "master.key"
-    assert mode_of(key) == 0o600
-    kept = key.rename(daemon.folder / "kept.key")
-    before = digests(daemon.state_dir)
-    code, said = await refused_start(daemon, launch)
-    assert code == EX_CONFIG
-    assert f"{key} is missing" in said
-    assert not key.exists()
-    assert digests(daemon.state_dir) == before
-    kept.rename(key)
-    await daemon.start()
-
-
-async def test_a_master_key_open_to_others_is_refused(
-    hanging_ca: Any, new_daemon: Any, launch: Any, tmp_path: Path
-) -> None:
-    """Whoever could read it may have; the message has the command that mends it."""
-    key = tmp_path / "key"
-    key.write_text("11" * 32)
-    key.chmod(0o644)
-    daemon = new_daemon(hanging_ca, log=f'[secrets]\nmaster_key = "file:{key}"')
-    code, said = await refused_start(daemon, launch)
-    assert code == EX_CONFIG
-    assert f"chmod 600 {key}" in said
-    assert "1111" not in said
-
-
 async def test_a_state_directory_that_cannot_be_is_named(hanging_ca: Any, new_daemon: Any, launch: Any) -> None:
     """A file in the way: the message names the directory and the reason."""
     daemon = new_daemon(hanging_ca)
@@ -725,14 +657,14 @@ async def test_local_clients_find_their_way_by_a_private_file(hanging_ca: Any, m
 
 
 async def test_a_hangup_is_no_end(hanging_ca: Any, new_daemon: Any) -> None:
-    """A terminal that closes, or an administrator who expects a reload: the log says what to do, the daemon lives."""
+    """A terminal that closes, or an administrator who wants files read again: the daemon lives."""
     daemon = new_daemon(hanging_ca)
     await daemon.start()
     os.kill(daemon.process.pid, signal.SIGHUP)
 
     async def is_said() -> bool:
-        return '"daemon.no_reload"' in daemon.process.log
+        return '"policies.loaded"' in daemon.process.log
 
-    await until(is_said, "the log says that there is no reload")
+    await until(is_said, "the log says that policies were read again")
     await daemon.ask("sys.info")
     assert await daemon.stop() == 0
