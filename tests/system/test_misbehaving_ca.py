@@ -158,7 +158,7 @@ class Trial:
         if "id" in account:
             orders = [await self._issue(daemon, account["id"], names) for names in self.case.requests]
             orders = list(await asyncio.gather(*(self._ended(daemon, each["order_id"]) for each in orders)))
-            account = await daemon.ask("pki.acme.accounts.get", _timeout=30, id=account["id"])
+            account = await daemon.ask("pki.acme.accounts.get", _timeout=90, id=account["id"])
         return Outcome(
             account=account,
             orders=orders,
@@ -173,7 +173,7 @@ class Trial:
     async def _account(self, daemon: Any) -> dict[str, Any]:
         account: dict[str, Any] = await daemon.ask(
             "pki.acme.accounts.create",
-            _timeout=30,
+            _timeout=90,
             name=self.case.id,
             provider="custom",
             directory_url=self.ca.directory_url,
@@ -185,7 +185,7 @@ class Trial:
     async def _issue(self, daemon: Any, account_id: str, names: Sequence[str]) -> dict[str, Any]:
         order: dict[str, Any] = await daemon.ask(
             "pki.acme.issue",
-            _timeout=30,
+            _timeout=90,
             account_id=account_id,
             domains=list(names),
             challenge_type="http-01",
@@ -201,7 +201,7 @@ class Trial:
 
         async def has_ended() -> bool:
             nonlocal pause
-            found[:] = [await daemon.ask("pki.acme.orders.get", _timeout=30, order_id=order_id)]
+            found[:] = [await daemon.ask("pki.acme.orders.get", _timeout=90, order_id=order_id)]
             is_over = found[0]["status"] not in UNFINISHED
             if not (is_over or (self.case.until_set_back and found[0]["error"])):
                 await asyncio.sleep(pause)
@@ -443,7 +443,7 @@ async def add_records(daemon: Any, outcomes: Sequence[Outcome]) -> None:
     cursor: str | None = None
     while True:
         more = {"cursor": cursor} if cursor else {}
-        page = await daemon.ask("pki.certificates.list", _timeout=30, limit=100, **more)
+        page = await daemon.ask("pki.certificates.list", _timeout=90, limit=100, **more)
         for each in page["items"]:
             by_account[each["account_id"]].certificates.append(each["id"])
         if (cursor := page["next_cursor"]) is None:
