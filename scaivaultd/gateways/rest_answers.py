@@ -220,7 +220,9 @@ class Answers:
         """
         if (getter := resource.command("GET")) is None:
             # Nor is it certain that nothing is there: `If-None-Match: *` would change what is.
-            raise e.PreconditionFailed("this path has no GET, so If-Match and If-None-Match cannot be judged; omit them")
+            raise e.PreconditionFailed(
+                "this path has no GET, so If-Match and If-None-Match cannot be judged; omit them"
+            )
         document = msgspec.json.encode(resource.members(getter))
         look = msgspec.structs.replace(wanted, body=document, idempotency_key=None)
         shown = await self._dispatcher.answer(getter.name, look)
