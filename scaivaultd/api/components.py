@@ -22,7 +22,9 @@ REQUEST_ID = {"type": "string", "description": "Names the request in the daemon'
 IDEMPOTENCY_KEY = {
     "type": "string",
     "pattern": "^[!-~]{1,255}$",
-    "description": "For a day the same request with the same key is answered with what the first one made.",
+    "description": "For a day the same request with the same key is answered with what the first one made, if it "
+    "issues, renews, changes or revokes certificates. Others take it without effect, but for new tokens: their text is "
+    "shown once only, so asking again is a `conflict`.",
 }
 
 

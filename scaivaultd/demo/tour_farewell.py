@@ -30,6 +30,7 @@ def _say_where(stage: Stage, account_id: str) -> None:
     say("settings", f"{stage.folder / 'scaivaultd.toml'}")
     say("log", f"{stage.folder / 'daemon/log'}")
     say("NATS", f"{stage.nats_login()['server']}, with the login in {stage.nats_login_file}")
+    say("REST", f"over the UNIX socket {stage.rest_socket}")
     say("CA", f"{stage.directory_url}, account {account_id}")
     say("DNS", f"{' and '.join(NAME_SERVERS)}, port {stage.dns_port}, zone {ZONE}; provider {PROVIDER}")
 
@@ -40,7 +41,7 @@ def _say_what_to_type(stage: Stage, account_id: str) -> None:
         f'    "domains": ["*.apps.{ZONE}"], "challenge_type": "dns-01"}}',
     ]
     test = json.dumps({"id": PROVIDER, "domain": f"apps.{ZONE}"})
-    heading("Try, with `nats` of the NATS project and `dig`:\n")
+    heading("Try, with `nats` of the NATS project, `curl` and `dig`:\n")
     plain(f"  LOGIN={stage.nats_login_file}")
     plain("  export NATS_URL=$(python3 -c \\")
     plain('    \'import json, sys; print(json.load(open(sys.argv[1]))["url"])\' "$LOGIN")')
@@ -50,4 +51,6 @@ def _say_what_to_type(stage: Stage, account_id: str) -> None:
     plain(f"    '{test}'")
     plain(f"  nats request {ROOT}.pki.acme.issue \\")
     plain(f"    '{issue[0]}\n{issue[1]}'")
+    plain(f"  API={stage.rest_socket}")
+    plain('  curl -s --unix-socket "$API" http://localhost/v1/pki/certificates')
     plain(f"  dig @{NAME_SERVERS[1]} -p {stage.dns_port} +short TXT _acme-challenge.apps.{ZONE}")

@@ -51,6 +51,11 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
         """Holds the URL of the daemon's nats-server, login included."""
         return self.folder / "state/nats/client.json"
 
+    @property
+    def rest_socket(self) -> Path:
+        """Where the daemon takes the same commands over HTTP."""
+        return self.folder / "state/api.sock"
+
     def nats_login(self) -> Any:
         """`url` with the login, `server` without."""
         return json.loads(self.nats_login_file.read_text())
@@ -164,6 +169,8 @@ def _configuration(stage: Stage, ca: _Ca) -> str:
     return "\n".join(
         (
             f"state_dir = {json.dumps(str(stage.folder / 'state'))}",
+            "[rest]",
+            f"listen = [{json.dumps(f'unix:{stage.rest_socket}')}]",
             "[http01]",
             f'listen = ["127.0.0.1:{stage.http01_port}"]',
             "[tlsalpn01]",

@@ -7,14 +7,15 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from nats.aio.client import Client
 
-from scaivaultd.gateways.nats_identity import OWN_INBOX, REQUEST_INFO
+from scaivaultd.gateways.nats_identity import OWN_INBOX
+from scaivaultd.gateways.nats_wire import ReadingClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from nats.aio.client import Client
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.gateways.nats_credentials import CredentialsFile
@@ -36,21 +37,6 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
         return f"BusSettings({len(self.servers)} servers)"
 
 
-class _Client(Client):
-    """A client that can be asked what stands in `Nats-Request-Info`.
-
-    nats-server replaces the spelling of that header that it knows, and adds its own to the end of the headers. A
-    sender can write one that the server does not see but nats-py does (with a space in front of it), and leave the end
-    of the headers out, so that the server's becomes part of another value.
-    """
-
-    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
-        parsed = await super()._process_headers(headers)
-        if parsed and REQUEST_INFO in parsed and bytes(headers).lower().count(REQUEST_INFO.lower().encode()) > 1:
-            del parsed[REQUEST_INFO]
-        return parsed
-
-
 class NatsBus:
     """One NATS connection for the whole daemon.
 
@@ -62,11 +48,11 @@ class NatsBus:
         self._settings = settings
         self._clock = clock
         self._log = log
-        self._last_logged = float("-inf")
+        self._logged: dict[type[Exception], float] = {}
         self._connected = asyncio.Event()
         self._last_error = "not connected yet"
         self._closing = False
-        self.client: Client = _Client()
+        self.client: Client = ReadingClient()
 
     @property
     def is_connected(self) -> bool:
@@ -136,10 +122,11 @@ class NatsBus:
 
     async def _on_error(self, error: Exception) -> None:
         self._last_error = f"{type(error).__name__}: {error}"
+        # Senders of messages can bring some of them about as often as they like.
         now = self._clock.monotonic()
-        if not self.is_connected and now - self._last_logged < _LOG_EVERY_SECONDS:
+        if now - self._logged.get(type(error), float("-inf")) < _LOG_EVERY_SECONDS:
             return
-        self._last_logged = now
+        self._logged[type(error)] = now
         self._log.warning("nats.error", reason=self._last_error)
 
     async def _on_disconnected(self) -> None:

@@ -55,6 +55,7 @@ class Configuration(msgspec.Struct, frozen=True):
     feature_flags: dict[str, bool] | msgspec.UnsetType
     max_payload: int = 2 << 20
     max_connections: int = 4096
+    max_subscriptions: int = 1024  # of a connection; the limits of a user that we let in are not looked at
     logtime: bool = False  # our log has its own
 
 

@@ -213,4 +213,4 @@ def _is_below(subject: str, root: str) -> bool:
 
 
 def _is_plain(subject: str) -> bool:
-    return all(token not in ("", "*", ">") for token in subject.split("."))
+    return subject.isprintable() and all(token not in ("", "*", ">") for token in subject.split("."))

@@ -174,6 +174,9 @@ class Answers:
             raise HttpRefused(408, detail, closes=True) from error
         except web.RequestPayloadError as error:
             raise HttpRefused(400, "the body is not framed as its head says", closes=True) from error
+        except ConnectionError as error:
+            # Callers hang up as they like: no fault of ours, and not worth a traceback each.
+            raise HttpRefused(400, "the caller was gone before the end of the body", closes=True) from error
         check_body_kind(request, body)
         return body
 

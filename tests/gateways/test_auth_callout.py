@@ -203,6 +203,8 @@ async def test_only_the_logins_of_what_has_ended_are_ended(place: Place, tokens:
         async with asyncio.timeout(DEADLINE):
             await first.wait()
             await second.wait()
+            while not _logged(capture, "nats.logins_ended"):  # noqa: ASYNC110
+                await asyncio.sleep(0)
         await client.flush()
         assert not bystander.is_set()
     (ended,) = _logged(capture, "nats.logins_ended")

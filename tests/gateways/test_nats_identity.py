@@ -61,6 +61,8 @@ def told(**info: Any) -> dict[str, str]:
         ("_INBOX_Ab3dEf9h", False),
         ("_INBOX_Ab3dEf9h.", False),
         ("_INBOX_Ab3dEf9h..x", False),
+        ("_INBOX_Ab3dEf9h.x\x0by", False),
+        ("_INBOX_Ab3dEf9h.\u00a0", False),
         ("_INBOX_Ab3dEf9h.*", False),
         ("_INBOX_Ab3dEf9h.>", False),
         ("_INBOX_Ab3dEf9hx.y", False),
@@ -99,6 +101,7 @@ def test_holders_of_tokens_are_answered_in_their_own_inbox(callers: Callers, rep
         (">", False),
         ("a..b", False),
         (".a", False),
+        ("a.\x0c", False),
     ],
 )
 @pytest.mark.parametrize("ingress", [SUBJECT, IMPORT, TRUSTED, LOCAL])

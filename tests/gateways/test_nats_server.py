@@ -30,6 +30,7 @@ from scaivaultd.gateways.nats_store_watch import ROOM_BYTES
 from scaivaultd.model.clock import SystemClock
 from scaivaultd.model.errors import StartupError
 from scaivaultd.plugin import Secret
+from tests.fakes.raw_nats import raw
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -284,6 +285,16 @@ class TestServing:
             assert acknowledged.seq == 1
             assert client.max_payload == 2 << 20
             assert (state_dir / "nats" / "jetstream" / "$G" / "streams" / "EVENTS").is_dir()
+
+    async def test_one_connection_does_not_fill_the_server_with_subscriptions(
+        self, new_child: Callable[..., NatsServerChild]
+    ) -> None:
+        """It takes those of everybody who was let in, and the memory of one machine."""
+        async with new_child() as child:
+            login = {"user": child.user, "pass": child.password.reveal()}
+            async with raw(child.url, **login) as client:
+                said = await client.say(b"".join(b"SUB a.%d %d\r\n" % (each, each) for each in range(1, 2000)))
+            assert b"Maximum Subscriptions Exceeded" in said.title()
 
     async def test_a_client_without_the_password_is_refused(self, new_child: Callable[..., NatsServerChild]) -> None:
         """Any local process can reach loopback; only those that may read the file shall get in."""

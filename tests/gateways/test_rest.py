@@ -528,6 +528,14 @@ class TestOrigins:
         assert answers[0].headers["Allow"] == "GET, HEAD, OPTIONS"
         assert not any(name.startswith("Access-Control") for each in answers for name in each.headers)
 
+    @pytest.mark.parametrize("path", ["/livez", "/readyz", "/openapi.json", "/docs"])
+    async def test_what_is_open_to_all_may_be_asked_for_by_pages_too(self, path: str) -> None:
+        """A browser takes only a good status for yes; whoever shows the API sends more than a plain GET."""
+        async with served(origins=("https://ui.test",)) as here, here.client() as session:
+            asked = await session.options(path, headers={"Origin": "https://ui.test"})
+        assert (asked.status, asked.headers["Allow"]) == (204, "GET, HEAD, OPTIONS")
+        assert asked.headers["Access-Control-Allow-Origin"] == "https://ui.test"
+
     async def test_pages_of_listed_origins_may(self) -> None:
         """Browsers ask first, and without a token."""
         async with served(origins=("https://ui.test",)) as here, here.client() as session:

@@ -68,6 +68,8 @@ def test_all_three_are_one_document(members: Any, query: Query, body: bytes, exp
         ({}, [("wait", "1")], b'{"wait_seconds":2}', "/wait_seconds"),
         ({}, [("wait", "1"), ("wait_seconds", "1")], b"", "/wait_seconds"),
         ({}, [("wait", "1"), ("wait", "2")], b"", "/wait_seconds"),
+        ({}, [("wait", "60s")], b"", "/wait_seconds"),
+        ({}, [("wait", "")], b"", "/wait_seconds"),
         ({}, [("auto_renew", "true")], b"", "/auto_renew"),
         ({}, [("a/b", "x")], b"", "/a~1b"),
     ],
@@ -77,6 +79,12 @@ def test_two_values_or_the_wrong_place_are_refused(members: Any, query: Query, b
     with pytest.raises(InvalidRequest) as caught:
         document(commands.UPDATE_CERTIFICATE, members, query, body)
     assert [each.pointer for each in caught.value.fields] == [pointer]
+
+
+def test_a_wait_that_is_no_number_is_explained_as_it_was_written() -> None:
+    """People type `?wait=60s`; nobody types `wait_end_seconds`."""
+    with pytest.raises(InvalidRequest, match=r"\?wait=60"):
+        document(commands.ISSUE, {}, [("wait", "60s")])
 
 
 def test_a_secret_does_not_go_into_a_url() -> None:

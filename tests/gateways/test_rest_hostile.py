@@ -248,6 +248,16 @@ async def test_chunks_that_are_none_are_refused(here: Served, body: bytes) -> No
     assert here.asked == []
 
 
+async def test_a_caller_who_hangs_up_in_its_body_is_no_fault_of_ours(here: Served) -> None:
+    """A traceback for each of them would let any caller fill the log."""
+    async with connected(here.address) as peer:
+        fields = {**JSON, "Content-Length": "200", "Expect": "100-continue"}
+        await peer.send(head("POST", "/v1/pki/acme/issue", fields))
+        assert status_of(await peer.some()) == 100
+    await here.until_logged("rest.refused")
+    assert "rest.failed" not in [each["event"] for each in here.capture.entries]
+
+
 async def test_several_requests_on_one_connection_are_answered_in_order(here: Served) -> None:
     """Keep-alive and pipelining are what proxies live on."""
     answer = await here.raw(head(close=False) + head(target="/v1/nowhere", close=False) + head())

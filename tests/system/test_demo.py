@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import nats
 import pytest
@@ -209,6 +209,14 @@ async def nats_url(text: str) -> str:
     return printed.decode()
 
 
+async def over_http(text: str) -> Any:
+    """What the demo's line with curl says."""
+    script = "\n".join(line for line in text.splitlines() if line.startswith(("  API=", "  curl ")))
+    child = await asyncio.create_subprocess_exec("sh", "-c", script, stdout=asyncio.subprocess.PIPE)
+    printed, _ = await child.communicate()
+    return json.loads(printed)
+
+
 async def test_kept_running_it_can_be_reached_as_it_says(
     demo: Demo, require_clean: Callable[[], Awaitable[None]]
 ) -> None:
@@ -229,6 +237,7 @@ async def test_kept_running_it_can_be_reached_as_it_says(
 
     await until(is_valid, "the order is valid")
     await client.close()
+    assert len((await over_http(demo.text))["items"]) >= 4
     demo.send(signal.SIGINT)
     assert await demo.end() == 0, demo.text
     await require_clean()

@@ -241,6 +241,30 @@ async def test_an_answer_goes_to_the_senders_own_inbox_only(bus: Bus) -> None:
     assert '"nats.request_dropped"' in bus.daemon.process.log
 
 
+async def test_nobody_silences_the_daemon_by_what_cannot_be_read(bus: Bus) -> None:
+    """Reply subjects and headers are any bytes; one request of anybody must not stop those of all."""
+    client = await nats.connect(bus.url, token=bus.alice["token"], inbox_prefix=bus.alices_inbox.encode())
+    inbox = f"_INBOX_{bus.mallory['id']}"
+    await bus.daemon.client.close()
+    async with raw(bus.url, auth_token=bus.mallory["token"], pedantic=False) as hostile:
+        for headers in (
+            b"N",
+            b"\xff\xfe",
+            b"NATS/1.0",
+            b"NATS/1.0 \xff\xff\xff\r\n\r\n",
+            b"NATS/1.0 503\r\nX: \xff\r\n\r\n",
+        ):
+            await hostile.publish(f"{bus.root}.auth.whoami", reply=f"{inbox}.x", headers=headers)
+        for reply in (b".\xff", b".a\x0bb", b".\x0c", b".\x00"):
+            await hostile.say(b"PUB %s.auth.whoami %s%s 2\r\n{}\r\n" % (bus.root.encode(), inbox.encode(), reply))
+    for _ in range(3):
+        answer = await client.request(f"{bus.alices_root}.auth.whoami", b"{}", timeout=5)
+        assert json.loads(answer.data)["principal"] == f"token:{bus.alice['id']}"
+    await client.close()
+    assert '"nats.disconnected"' not in bus.daemon.process.log
+    assert bus.daemon.process.log.count('"nats.error"') == 1
+
+
 async def test_headers_make_nobody_somebody_else(bus: Bus) -> None:
     """What other roots believe of a server is here but the word of a client."""
     client = await nats.connect(bus.url, token=bus.mallory["token"], inbox_prefix=f"_INBOX_{bus.mallory['id']}")
