@@ -60,8 +60,8 @@ def require_way_back(*, takes_keys: bool) -> None:
         return
     detail = (
         "a private key is not sent in plain to this reply subject, which others on the bus may read. Either "
-        "take replies below your own inbox prefix (`auth.whoami` tells it), or give a recipient_key (X25519) and get it "
-        "sealed, or keep the key to yourself: order with a csr of your own"
+        "take replies below your own inbox prefix (`auth.whoami` tells it), or give a recipient_key (X25519) and get "
+        "it sealed, or keep the key to yourself: order with a csr of your own"
     )
     raise PermissionDenied(detail, [FieldError(pointer=_POINTER, code="missing_field", detail=detail)])
 
