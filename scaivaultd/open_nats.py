@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from scaivaultd.settings import Settings
 
 BUS_CLOSE_SECONDS = 1.0
+INSIST_SECONDS = 0.5
 
 
 class Nats:
@@ -48,7 +49,8 @@ class Nats:
     async def run(self) -> None:
         """Answer for tokens that log in; it began when this was opened, and ends by cancellation or with its error."""
         if self._answering is not None:
-            await self._answering
+            # Whoever opened it ends it, and insists.
+            await asyncio.shield(self._answering)
 
 
 async def open_nats(
@@ -153,8 +155,9 @@ class _Opening:
         task = asyncio.create_task(_answer(callout, own_bus), name="nats logins")
 
         async def end() -> None:
-            task.cancel()
-            await asyncio.wait([task])
+            while not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=INSIST_SECONDS)
 
         self._stack.push_async_callback(end)
         return task

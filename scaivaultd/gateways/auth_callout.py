@@ -144,6 +144,7 @@ class AuthCallout:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._remind())
             while True:
+                _heed_cancellation()
                 await self._look.wait()
                 self._look.clear()
                 await self._end_stale()
@@ -349,6 +350,13 @@ def read_issuer(path: Path) -> KeyPair:
         raise StartupError(
             f"nats.callout_seed_file {path} is no seed of an account (SA..., as `nk -gen account` prints it)"
         ) from None
+
+
+def _heed_cancellation() -> None:
+    """End if somebody wants it: `asyncio.wait_for`, in nats-py, may swallow a cancellation before Python 3.12."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _good_until(token: Token, digest: bytes) -> datetime | None:
