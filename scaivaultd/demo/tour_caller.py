@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,8 @@ class Caller:
 
 async def connect(url: str, stack: AsyncExitStack) -> Caller:
     """A caller with its subscription; `stack` closes the connection."""
+    # What it hears while it is being closed it logs with a traceback, which is nothing to whoever pressed Ctrl-C.
+    logging.getLogger("nats").addHandler(logging.NullHandler())
     client = await nats.connect(url, connect_timeout=5, allow_reconnect=False, error_cb=_say_nothing)
     stack.push_async_callback(client.close)
     caller = Caller(client)
