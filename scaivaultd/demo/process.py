@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 START_SECONDS = 30.0
+_BELOW_EPHEMERAL = range(20_000, 32_768)
+_given: set[int] = set()
 
 
 class Process:
@@ -110,8 +113,20 @@ async def listens(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody has at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """A TCP port of 127.0.0.1 that nobody has at this moment, and that was not given before.
+
+    Below those that the kernel gives to whoever does not choose: between now and its use, any connection could get one.
+    """
+    while True:
+        port = secrets.choice(_BELOW_EPHEMERAL)
+        if port in _given and len(_given) < len(_BELOW_EPHEMERAL) // 2:
+            continue
+        with socket.socket() as probe:
+            # As servers do: a connection that has just ended is in nobody's way.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _given.add(port)
         return port
