@@ -6,6 +6,7 @@ The acts run in a task of their own, and what they have started is ended by anot
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +14,7 @@ from scaivaultd.demo.tour_stage import DemoFailed, ended
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from types import FrameType
 
     from scaivaultd.demo.process import Process
 
@@ -32,12 +34,23 @@ class Ending:
 
     def __init__(self) -> None:
         self._come = asyncio.Event()
+        # Not the loop's own handlers: it closes the pipe that they write to before it takes them away, and a signal
+        # that a thread gets in between would be complained of. This pipe lives as long as the process.
+        self._heard, told = os.pipe()
+        os.set_blocking(self._heard, False)
+        os.set_blocking(told, False)
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        asyncio.get_running_loop().add_reader(self._heard, self._hear)
         for number in ENDINGS:
-            asyncio.get_running_loop().add_signal_handler(number, self._come.set)
+            signal.signal(number, _nothing)
 
     def be_deaf(self) -> None:
-        """No signal ends the process any more: not even when the loop's handlers are gone with it."""
+        """No signal ends the process any more: not even when the interpreter takes its handlers away."""
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
+
+    def _hear(self) -> None:
+        os.read(self._heard, 4096)
+        self._come.set()
 
     async def or_result(self, act: Coroutine[Any, Any, T], daemon: Process | None = None) -> T:
         """What the act comes to, unless something ends it.
@@ -69,6 +82,10 @@ class Ending:
     async def _interrupt(self) -> None:
         await self._come.wait()
         raise Interrupted
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """The pipe has told it."""
 
 
 async def _watch(daemon: Process) -> None:
