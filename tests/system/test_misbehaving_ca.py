@@ -251,11 +251,11 @@ WEATHER = [
     Case(id="half-the-nonces-crowd", wrong={"nonce_reject_rate": 0.5}, orders=crowd("nonces")),
     Case(id="odd-nonces-and-tokens", wrong={"odd_nonces": True, "odd_tokens": True}, orders=crowd("odd")[:4]),
     Case(id="fifth-fails", wrong={"error_500_rate": 0.2}),
-    Case(id="fifth-fails-crowd", wrong={"error_500_rate": 0.2}, orders=crowd("fails")),
+    Case(id="tenth-fails-crowd", wrong={"error_500_rate": 0.1}, orders=crowd("fails")),
     Case(id="fifth-reset", wrong={"reset_rate": 0.2}),
-    Case(id="fifth-reset-crowd", wrong={"reset_rate": 0.2}, orders=crowd("reset")),
+    Case(id="tenth-reset-crowd", wrong={"reset_rate": 0.1}, orders=crowd("reset")),
     Case(id="fifth-lost", wrong={"lose_answer_rate": 0.2}),
-    Case(id="fifth-lost-crowd", wrong={"lose_answer_rate": 0.2}, orders=crowd("lost-answers")),
+    Case(id="tenth-lost-crowd", wrong={"lose_answer_rate": 0.1}, orders=crowd("lost-answers")),
     Case(id="no-nonces-but-asked-for", wrong={"script": {each: [NoNonce()] * 99 for each in RESOURCES[2:]}}),
     Case(id="all-nulls", wrong={"script": {each: [Nulls()] * 99 for each in RESOURCES}}),
     Case(id="late-certificate", wrong={"certificate_404_times": 2}),
@@ -522,7 +522,7 @@ def test_a_rejected_nonce_is_no_setback(outcomes: Outcomes, case_id: str) -> Non
     assert {each["attempt"] for each in outcomes[case_id].orders} == {0}
 
 
-@pytest.mark.parametrize("case_id", ["fifth-lost", "fifth-lost-crowd"])
+@pytest.mark.parametrize("case_id", ["fifth-lost", "tenth-lost-crowd"])
 def test_a_lost_answer_to_finalize_is_never_followed_by_another_csr(outcomes: Outcomes, case_id: str) -> None:
     """The CA may be issuing already: the order is read, and decides."""
     outcome = outcomes[case_id]
