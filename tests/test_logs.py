@@ -157,3 +157,17 @@ def test_a_person_gets_columns_and_a_pipe_gets_json(output: io.StringIO) -> None
     logs.configure("info", "auto", terminal).info("order.ready")
     assert "order.ready" in terminal.getvalue()
     assert not terminal.getvalue().startswith("{")
+
+
+def test_the_level_changes_for_loggers_that_are_there(output: io.StringIO) -> None:
+    """A reload reaches every room, though each has bound its logger long ago."""
+    log = logs.configure("info", "json", output)
+    bound = log.bind(room="a")
+    bound.info("first")
+    bound.debug("left.out")
+    logs.set_level("debug")
+    bound.debug("second")
+    logs.set_level("error")
+    bound.warning("left.out")
+    bound.error("third")
+    assert [each["event"] for each in lines(output)] == ["first", "second", "third"]
