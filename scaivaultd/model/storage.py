@@ -71,7 +71,7 @@ class OutboxEvent(msgspec.Struct, frozen=True, kw_only=True):
     """An event waiting to be carried out: written with the change that it reports, or not at all.
 
     `type` is ours (`certificate.issued`), `resource_id` the id that ends the subject, `time`
-    RFC 3339, `data` the JSON body. `id` makes the event unique for ever.
+    RFC 3339, `data` the JSON body, `traceparent` what it was done for. `id` makes the event unique for ever.
     """
 
     id: EventId
@@ -79,10 +79,41 @@ class OutboxEvent(msgspec.Struct, frozen=True, kw_only=True):
     resource_id: str
     time: str
     data: bytes
+    traceparent: str | None = None
+
+
+class Backlog(msgspec.Struct, frozen=True, kw_only=True):
+    """What waits in the outbox; `oldest` is when its oldest event happened, as the event says it."""
+
+    count: int
+    oldest: str | None
+
+
+class LogBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """The sequence of the oldest event that is kept (None: there is none), and of the newest that there ever was."""
+
+    oldest: int | None
+    newest: int
+
+
+class LogScan(msgspec.Struct, frozen=True, kw_only=True):
+    """Which events of the log are wanted: those behind `after`, of one type or of a `family.*`, about one resource."""
+
+    after: int
+    limit: int
+    type: str | None = None
+    resource_id: str | None = None
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True):
-    """An outbox event with its place in the queue; `sequence` grows in commit order."""
+    """An event with its place in the outbox, or in the log; `sequence` grows in commit order."""
 
     sequence: int
     event: OutboxEvent
+
+
+class LogPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Events of the log, and how far it was looked at for them: what lies behind `reached` is still to be seen."""
+
+    items: tuple[Pending, ...]
+    reached: int

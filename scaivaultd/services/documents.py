@@ -18,6 +18,7 @@ from scaivaultd.model.resources import (
     Certificate,
     CertificateVersion,
     CompromisedKey,
+    Deployment,
     DnsProvider,
     DnsProviderName,
     IdempotentResult,
@@ -235,6 +236,12 @@ RENEWALS: Shelf[Renewal] = Shelf("renewal", Renewal, lambda each: each.certifica
 BULK_RENEWALS: Shelf[BulkRenewal] = Shelf(
     "bulk_renewal", BulkRenewal, lambda each: each.id, lambda each: {"status": each.status}
 )
+DEPLOYMENTS: Shelf[Deployment] = Shelf(
+    "deployment",
+    Deployment,
+    lambda each: deployment_id(each.certificate_id, each.host),
+    lambda each: {"certificate": each.certificate_id},
+)
 REVOCATIONS: Shelf[RevocationRequest] = Shelf(
     "revocation",
     RevocationRequest,
@@ -285,6 +292,11 @@ def version_id(certificate_id: str, version: int) -> str:
 def txt_record_id(provider_id: str, record_name: str, value: str) -> str:
     """Where the journal of one TXT value lives."""
     return digest(provider_id, record_name, value)
+
+
+def deployment_id(certificate_id: str, host: str) -> str:
+    """Where the document of a host that uses a certificate lives."""
+    return f"{certificate_id}.{digest(host)}"
 
 
 def digest(*parts: str | bytes) -> str:

@@ -71,12 +71,31 @@ class Waiting:
         self._deadlines: set[asyncio.Timeout] = set()
         self._over = False
 
+    def __len__(self) -> int:
+        """How many requests wait."""
+        return len(self._deadlines)
+
     def end(self) -> None:
         """Let every wait end at once with what there is: the daemon stops, and callers shall have their answer."""
         self._over = True
         for deadline in self._deadlines:
             if not deadline.expired():
                 deadline.reschedule(asyncio.get_running_loop().time())
+
+    async def moved(self, event: asyncio.Event, seconds: float) -> bool:
+        """Whether an event came before `seconds` were over, or the daemon stops."""
+        if event.is_set() or seconds <= 0 or self._over:
+            return event.is_set()
+        deadline = asyncio.timeout(seconds)
+        self._deadlines.add(deadline)
+        try:
+            async with deadline:
+                await event.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._deadlines.discard(deadline)
+        return event.is_set()
 
     async def until(self, shelf: Shelf[T], resource_id: str, seconds: float, reached: Callable[[T], bool]) -> T:
         """The document once `reached` holds, or as it stands when `seconds` are over; raises NotFound."""

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
+from scaivaultd.model import metrics
 from scaivaultd.model.storage import Put
 from scaivaultd.store.batches import MAX_PAGE, check_batch, check_key, check_prefix, check_ttl
 from scaivaultd.store.recent import Recent
-from scaivaultd.store.sqlite_apply import apply, forget_events, has_events, later, release_lease, take_lease
+from scaivaultd.store.sqlite_apply import KeepEvents, apply, forget_events, has_events, later, release_lease, take_lease
 from scaivaultd.store.sqlite_place import PlaceOfFile
-from scaivaultd.store.sqlite_read import Scan, read_document, read_events, read_page
+from scaivaultd.store.sqlite_read import (
+    Scan,
+    read_backlog,
+    read_document,
+    read_events,
+    read_log,
+    read_log_bounds,
+    read_page,
+)
 from scaivaultd.store.sqlite_runs import GroupCommit, run_each
 from scaivaultd.store.sqlite_schema import open_reader, open_writer
 from scaivaultd.store.sqlite_thread import SqliteThread
@@ -19,13 +28,24 @@ from scaivaultd.store.watching import Watchers
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from structlog.typing import FilteringBoundLogger
 
     from scaivaultd.model.clock import Clock
-    from scaivaultd.model.storage import Change, Changed, OutboxEvent, Page, Pending, Stored
+    from scaivaultd.model.storage import (
+        Backlog,
+        Change,
+        Changed,
+        LogBounds,
+        LogPage,
+        LogScan,
+        OutboxEvent,
+        Page,
+        Pending,
+        Stored,
+    )
     from scaivaultd.store.sqlite_apply import Applied
 
 _WRITE_QUEUE = 1024
@@ -57,6 +77,8 @@ class SqliteStore:
         self._watchers = Watchers()
         self._recent = Recent()
         self._outbox_filled = asyncio.Event()
+        self._log_moved = asyncio.Event()
+        self.keeping = KeepEvents()
         self._note_outbox(has_events(writer))
         commits = GroupCommit(log, place.require)
         self._writer = SqliteThread("store-writer", writer, commits, capacity=_WRITE_QUEUE, batch=_GROUP)
@@ -93,7 +115,8 @@ class SqliteStore:
         if (stored := self._recent.get(key)) is not None and self._reader.is_open:
             return stored
         now, began = self._now(), self._recent.moment
-        found = await self._reader.call(lambda connection: read_document(connection, key, now))
+        with self._timed("read"):
+            found = await self._reader.call(lambda connection: read_document(connection, key, now))
         if found is None:
             return None
         if not found.expires:
@@ -117,7 +140,8 @@ class SqliteStore:
             raise ValueError(f"a page holds at least one document, not {limit}")
         scan = Scan(prefix=prefix, where=dict(where or {}), after=after, limit=min(limit, MAX_PAGE))
         now = self._now()
-        return await self._reader.call(lambda connection: read_page(connection, scan, now))
+        with self._timed("scan"):
+            return await self._reader.call(lambda connection: read_page(connection, scan, now))
 
     async def commit(self, changes: Sequence[Change], events: Sequence[OutboxEvent] = ()) -> Mapping[str, int]:
         """Apply all changes and queue all events, or nothing; on stable storage when it returns.
@@ -132,7 +156,7 @@ class SqliteStore:
         """
         changes, events = tuple(changes), tuple(events)
         check_batch(changes, events)
-        now = self._now()
+        now, keeping = self._now(), self.keeping
 
         expiring = {each.key for each in changes if isinstance(each, Put) and each.ttl_seconds is not None}
 
@@ -141,8 +165,13 @@ class SqliteStore:
             self._watchers.tell(applied.changed)
             if events:
                 self._note_outbox(True)
+                self._log_moved.set()
+                self._log_moved = asyncio.Event()
 
-        applied = await self._writer.call(lambda connection: apply(connection, changes, events, now), settled)
+        with self._timed("commit"):
+            applied = await self._writer.call(
+                lambda connection: apply(connection, changes, events, now, keeping), settled
+            )
         return applied.revisions
 
     @asynccontextmanager
@@ -164,6 +193,10 @@ class SqliteStore:
         lease = SqliteLease(self._writer, self._clock, name=name, holder=holder, ttl_seconds=ttl_seconds)
         return lease if await lease.renew() else None
 
+    async def backlog(self) -> Backlog:
+        """How much the outbox holds, and since when."""
+        return await self._reader.call(read_backlog)
+
     async def pending_events(self, limit: int = 100) -> Sequence[Pending]:
         """The oldest events of the outbox, in commit order."""
         return await self._reader.call(lambda connection: read_events(connection, limit))
@@ -177,6 +210,18 @@ class SqliteStore:
         """Return as soon as the outbox is not empty, at once when it is not. Bring your own deadline."""
         await self._outbox_filled.wait()
 
+    def next_events(self) -> asyncio.Event:
+        """What is set when events are committed from now on; ask for it before looking, and nothing is missed."""
+        return self._log_moved
+
+    async def log_bounds(self) -> LogBounds:
+        """Where the log of events begins and ends."""
+        return await self._reader.call(read_log_bounds)
+
+    async def logged_events(self, scan: LogScan) -> LogPage:
+        """Events, told or not, in commit order, as long as they are kept (`keeping`)."""
+        return await self._reader.call(lambda connection: read_log(connection, scan))
+
     def _note_outbox(self, is_filled: bool) -> None:
         if is_filled:
             self._outbox_filled.set()
@@ -185,6 +230,15 @@ class SqliteStore:
 
     def _now(self) -> int:
         return _milliseconds(self._clock)
+
+    @contextmanager
+    def _timed(self, operation: str) -> Iterator[None]:
+        started = self._clock.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self._clock.monotonic() - started
+            metrics.STORE_OPERATION_DURATION.labels(operation=operation).observe(seconds)
 
 
 class SqliteLease:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from datetime import UTC, datetime
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,6 +21,13 @@ if TYPE_CHECKING:
 _SWEEP_LIMIT = 50  # expired documents removed along with one commit: a little each time, never a long pause
 
 
+class KeepEvents(msgspec.Struct, frozen=True, kw_only=True):
+    """How many events are kept after they were told, and for how long."""
+
+    count: int = 200_000
+    seconds: float = 30 * 86_400.0
+
+
 class Applied(msgspec.Struct, frozen=True):
     """What a commit did: the revision of each key put, and what watchers are to be told."""
 
@@ -26,9 +36,13 @@ class Applied(msgspec.Struct, frozen=True):
 
 
 def apply(
-    connection: sqlite3.Connection, changes: Sequence[Change], events: Sequence[OutboxEvent], now: int
+    connection: sqlite3.Connection,
+    changes: Sequence[Change],
+    events: Sequence[OutboxEvent],
+    now: int,
+    keeping: KeepEvents,
 ) -> Applied:
-    """Apply one commit; expired documents elsewhere go along with it.
+    """Apply one commit; expired documents elsewhere, and events that are kept no longer, go along with it.
 
     Raises:
         RevisionConflict: a change expected another revision; the caller undoes what was done before.
@@ -36,6 +50,8 @@ def apply(
     _check_expectations(connection, changes, now)
     changed = [told for change in changes if (told := _apply_change(connection, change, now))]
     _queue(connection, events)
+    if events:
+        _prune(connection, now, keeping)
     revisions = {told.key: told.stored.revision for told in changed if told.stored}
     return Applied(revisions, [*changed, *_sweep(connection, now)])
 
@@ -120,10 +136,24 @@ def _queue(connection: sqlite3.Connection, events: Sequence[OutboxEvent]) -> Non
         return
     # An id that waits already is the same event once more (a commit repeated after an unknown
     # outcome): it keeps its place.
-    connection.executemany(
-        "INSERT INTO outbox (id, type, resource_id, time, data) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
-        [(event.id, event.type, event.resource_id, event.time, event.data) for event in events],
-    )
+    rows = [(event.id, event.type, event.resource_id, event.time, event.data, event.traceparent) for event in events]
+    for table in ("outbox", "event_log"):
+        connection.executemany(
+            f"INSERT INTO {table} (id, type, resource_id, time, data, traceparent)"  # noqa: S608 - one of the two
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+            rows,
+        )
+
+
+def _prune(connection: sqlite3.Connection, now: int, keeping: KeepEvents) -> None:
+    (newest,) = connection.execute("SELECT max(sequence) FROM event_log").fetchone()
+    earliest = datetime.fromtimestamp(max(0.0, now / 1000 - keeping.seconds), UTC).isoformat()
+    # From the oldest on to the first that stays: nearly always that is the first one looked at.
+    query = "SELECT sequence, time FROM event_log ORDER BY sequence LIMIT ?"
+    with closing(connection.execute(query, (_SWEEP_LIMIT,))) as oldest:
+        over = takewhile(lambda row: row[0] <= newest - keeping.count or row[1] < earliest, oldest)
+        gone = [(sequence,) for sequence, _ in over]
+    connection.executemany("DELETE FROM event_log WHERE sequence = ?", gone)
 
 
 def _sweep(connection: sqlite3.Connection, now: int) -> Sequence[Changed]:

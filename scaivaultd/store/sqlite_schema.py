@@ -60,7 +60,28 @@ _VERSION_1 = (
     """,
 )
 
-MIGRATIONS = (_VERSION_1,)
+# What was told, for those who were away: an event stays here when it has left the outbox, until it is pruned.
+_VERSION_2 = (
+    """
+    CREATE TABLE event_log (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        type TEXT NOT NULL,
+        resource_id TEXT NOT NULL,
+        time TEXT NOT NULL,
+        data BLOB NOT NULL,
+        traceparent TEXT
+    )
+    """,
+    "ALTER TABLE outbox ADD COLUMN traceparent TEXT",
+    "CREATE INDEX event_log_resource ON event_log (resource_id, sequence)",
+    """
+    INSERT INTO event_log (id, type, resource_id, time, data)
+    SELECT id, type, resource_id, time, data FROM outbox ORDER BY sequence
+    """,
+)
+
+MIGRATIONS = (_VERSION_1, _VERSION_2)
 """Statements that lead from each schema version to the next; the last one's number is ours."""
 
 _BUSY_SECONDS = 5.0  # a backup or a curious administrator may hold a lock for a moment
