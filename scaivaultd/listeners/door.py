@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 from scaivaultd.listeners.http01_admission import Admission, AdmissionLimits, Sampler, network_of
@@ -36,6 +37,7 @@ _SWEEP_SECONDS = 0.1
 _ACCEPT_BATCH = 16
 _STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _STARVED_SECONDS = 1.0
+_DRAIN_SECONDS = 1.0
 _CLOSE_SECONDS = 2.0
 
 
@@ -188,11 +190,7 @@ class Door(Generic[AnyGuest]):
 
         What was already said still arrives: the kernel has it.
         """
-        loop = asyncio.get_running_loop()
-        for each in self._sockets:
-            if each.fileno() >= 0:
-                loop.remove_reader(each)
-                each.close()
+        self._stop_accepting()
         for guest in tuple(self._open):
             guest.abort()
         tasks = {*self._connecting, *({self._sweeper} if self._sweeper else ())}
@@ -202,6 +200,17 @@ class Door(Generic[AnyGuest]):
             await asyncio.wait(tasks, timeout=_CLOSE_SECONDS)
         async with asyncio.timeout(_CLOSE_SECONDS):
             await self._is_deserted.wait()
+
+    async def drain(self) -> None:
+        """Let nobody more in, and give those inside a moment to be served and to go.
+
+        Whoever has been accepted is ours to answer: where systemd holds the sockets, the next process answers all
+        that come after. What is left is for `close`.
+        """
+        self._stop_accepting()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                await self._is_deserted.wait()
 
     def attend(self, guest: AnyGuest) -> None:
         """The guest has said all it must; the host limits its time from now on."""
@@ -217,6 +226,13 @@ class Door(Generic[AnyGuest]):
         self._open.discard(guest)
         if not self._open:
             self._is_deserted.set()
+
+    def _stop_accepting(self) -> None:
+        for each in self._sockets:
+            if each.fileno() >= 0:
+                asyncio.get_running_loop().remove_reader(each)
+                each.close()
+        self._paused.clear()
 
     def _accept_from(self, listening: socket.socket) -> None:
         asyncio.get_running_loop().add_reader(listening, self._accept_batch, listening)

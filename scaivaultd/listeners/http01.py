@@ -162,6 +162,10 @@ class Http01Listener:
         """Accept connections from now on, until `close`."""
         self.door.open()
 
+    async def drain(self) -> None:
+        """Take no more connections, and have those that are there answered; see `Door.drain`."""
+        await self.door.drain()
+
     async def close(self) -> None:
         """Close the sockets and disconnect everybody; returns when all are gone. May be repeated.
 
