@@ -7,21 +7,19 @@ and certificates live in the store. The text of each `Meta` is the reference doc
 from __future__ import annotations
 
 import ipaddress
-import re
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, inspect
 
 from scaivaultd.acme.limit_rules import Rule
-from scaivaultd.model.errors import StartupError
-from scaivaultd.settings_check import Finding, findings
-from scaivaultd.settings_locator import Key, dotted, line_of, lines_of
+from scaivaultd.settings_check import Finding, findings, options_of
+from scaivaultd.settings_layers import Layers, SettingsError
 from scaivaultd.settings_values import (
     HostPort,
     HttpsUrl,
+    HttpUrl,
     Label,
     ListenAddress,
     MasterKeySource,
@@ -38,12 +36,12 @@ from scaivaultd.settings_values import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-_SYNTAX_PLACE = re.compile(r" \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
+    from scaivaultd.settings_locator import Key
 
 _Section = TypeVar("_Section", bound=msgspec.Struct)
 
 LogLevel = Literal["debug", "info", "warning", "error"]
-LogFormat = Literal["auto", "json", "console"]
+LogFormat = Literal["auto", "journal", "json", "console"]
 Fallback = Literal["404", "redirect", "proxy"]
 CheckMode = Literal["off", "warn", "block"]
 Identity = Literal["auth_callout", "subject_token", "account_import", "trusted"]
@@ -356,8 +354,68 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     level: Annotated[LogLevel, Meta(description="The least important messages to write.")] = "info"
     format: Annotated[
-        LogFormat, Meta(description="How lines look; auto is console on a terminal and json elsewhere.")
+        LogFormat,
+        Meta(
+            description="How lines look; auto is journal where standard error is systemd's journal, console on a "
+            "terminal, and json elsewhere."
+        ),
     ] = "auto"
+
+
+class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Metrics for Prometheus, at `/metrics`. The UNIX socket always has them, REST addresses with a token."""
+
+    listen: Annotated[
+        tuple[ListenAddress, ...],
+        Meta(
+            description="Addresses that serve the metrics, and nothing else, to everybody without a token; loopback "
+            "only, such as 127.0.0.1:9797. Empty: none."
+        ),
+    ] = ()
+    max_certificates: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="With more certificates than this there are no series of single ones, only of all.",
+        ),
+    ] = 5000
+    compat_x509: Annotated[
+        bool, Meta(description="Tell x509_cert_not_after and its kin too, for dashboards of x509-certificate-exporter.")
+    ] = False
+
+
+class TracingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Traces (OpenTelemetry); needs the extra `otel`. The ids of a caller's trace are in logs and answers without."""
+
+    otlp_endpoint: Annotated[
+        HttpUrl | None,
+        Meta(description="Where spans go by OTLP over HTTP, as https://HOST:4318/v1/traces. Unset: nowhere."),
+    ] = None
+    sample_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="How many of the traces that begin here are kept; others as their caller.")
+    ] = 1.0
+
+
+class DeploymentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The hosts that use certificates, as they tell of themselves."""
+
+    overdue_seconds: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=31_536_000,
+            description="How long after a new version a host may still use an earlier one before "
+            "`certificate.deploy_overdue` tells of it.",
+        ),
+    ] = 3600.0
+
+
+class EventSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The events that the daemon keeps for those who were away, beside the stream on NATS."""
+
+    keep_days: Annotated[int, Meta(ge=1, le=3650, description="How long an event is kept.")] = 30
+    keep_count: Annotated[int, Meta(ge=1000, le=100_000_000, description="How many at most.")] = 200_000
 
 
 class DnsProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -404,6 +462,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     preflight: PreflightSettings = PreflightSettings()
     secrets: SecretsSettings = SecretsSettings()
     log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
+    deployments: DeploymentSettings = DeploymentSettings()
+    events: EventSettings = EventSettings()
     dns_provider: Annotated[
         tuple[DnsProviderSettings, ...],
         Meta(description="DNS providers of the administrator, each in a table of its own."),
@@ -414,90 +476,48 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = ()
 
 
-class Mistake(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing to correct in the configuration; its text is `FILE:LINE: key: what is wrong`.
+def load(path: Path, environment: Mapping[str, str] | None = None) -> Settings:
+    """Read a configuration file, the drop-ins beside it, and what `environment` says. Blocks.
 
-    `file` is None when it is not known, `line` for what stands nowhere; `key` is empty for what
-    concerns the whole file.
-    """
-
-    file: Path | None
-    line: int | None
-    key: str
-    message: str
-
-    def __str__(self) -> str:
-        place = ":".join(str(part) for part in (self.file, self.line) if part is not None)
-        return ": ".join(part for part in (place, self.key, self.message) if part)
-
-
-class SettingsError(StartupError):
-    """The configuration cannot be used; the text has one line for each mistake."""
-
-    def __init__(self, mistakes: Sequence[Mistake]) -> None:
-        super().__init__("\n".join(map(str, mistakes)))
-        self.mistakes = tuple(mistakes)
-
-
-def load(path: Path) -> Settings:
-    """Read a configuration file. Blocks. What its paths point to is judged by `check_files`.
+    What its paths point to is judged by `check_files`.
 
     Raises:
-        SettingsError: with every mistake in the file, in the order of its lines.
+        SettingsError: with every mistake, in the order of the layers and their lines.
     """
-    return _Document(path).settings()
+    return settings_of(layers_of(path, environment))
 
 
-class _Document:
-    """One file as read, so that what is found later can be given its line."""
+def layers_of(path: Path, environment: Mapping[str, str] | None = None) -> Layers:
+    """The layers as they are read, not judged yet. Blocks.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        text = self._text()
-        try:
-            self._table = tomllib.loads(text)
-            self._lines: Mapping[Key, int] = lines_of(text)
-        except RecursionError:
-            raise self._unusable("lists or tables are nested too deeply") from None
-        except ValueError as error:
-            raise self._not_toml(error, text) from None
+    Raises:
+        SettingsError: a file cannot be read, or is no TOML.
+    """
+    return Layers(path, environment, is_text=_is_text)
 
-    def settings(self) -> Settings:
-        found = list(findings(Settings, self._table))
-        found += _contradictions(self._table, found)
-        if found:
-            mistakes = [self._mistake(each) for each in found]
-            raise SettingsError(sorted(mistakes, key=lambda each: each.line or 0))
-        return msgspec.convert(self._table, Settings, dec_hook=read_value)
 
-    def _text(self) -> str:
-        try:
-            content = self._path.read_bytes()
-        except OSError as error:
-            raise self._unusable(f"cannot be read: {error.strerror}") from error
-        try:
-            return content.decode()
-        except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            raise self._unusable("not UTF-8 text", line) from None
+def settings_of(layers: Layers) -> Settings:
+    """What the layers say together.
 
-    def _not_toml(self, error: ValueError, text: str) -> SettingsError:
-        reason = str(error)
-        place = _SYNTAX_PLACE.search(reason)
-        if place is None:
-            return self._unusable(f"not valid TOML: {reason}")
-        if place["line"] is None:
-            return self._unusable(f"not valid TOML: {reason[: place.start()]}", text.rstrip().count("\n") + 1)
-        return self._unusable(
-            f"not valid TOML: {reason[: place.start()]} (column {place['column']})", int(place["line"])
-        )
+    Raises:
+        SettingsError: with every mistake.
+    """
+    found = list(findings(Settings, layers.table))
+    found += _contradictions(layers.table, found)
+    if found:
+        raise SettingsError(layers.in_order([layers.mistake(each.key, each.message) for each in found]))
+    return msgspec.convert(layers.table, Settings, dec_hook=read_value)
 
-    def _unusable(self, message: str, line: int | None = None) -> SettingsError:
-        return SettingsError([Mistake(file=self._path, line=line, key="", message=message)])
 
-    def _mistake(self, finding: Finding) -> Mistake:
-        line = line_of(finding.key, self._lines)
-        return Mistake(file=self._path, line=line, key=dotted(finding.key), message=finding.message)
+def _is_text(key: Key) -> bool:
+    """Whether a text is wanted at a key; nobody knows of keys that there are not."""
+    struct: type[msgspec.Struct] | None = Settings
+    kind: inspect.Type | None = None
+    for part in key:
+        options = {} if struct is None else {each.name: each for each in options_of(struct)}
+        kind = options[str(part)].kind if part in options else None
+        struct = kind.cls if isinstance(kind, inspect.StructType) else None
+    return isinstance(kind, inspect.CustomType | inspect.LiteralType)
 
 
 def _contradictions(table: Mapping[str, object], found: Sequence[Finding]) -> Iterator[Finding]:
@@ -529,6 +549,8 @@ def _contradictions(table: Mapping[str, object], found: Sequence[Finding]) -> It
         yield from _places_of_rest(rest)
         if faulty.isdisjoint({("http01", "listen"), ("tlsalpn01", "listen")}):
             yield from _places_taken(rest, sound)
+    if not any(table == "metrics" for table, *_ in faulty):
+        yield from _metrics_for_others(_section(MetricsSettings, sound, "metrics"))
     if not any(table == "tlsalpn01" for table, *_ in faulty):
         yield from _own_upstream("tlsalpn01", _section(TlsAlpn01Settings, sound, "tlsalpn01"))
 
@@ -628,6 +650,15 @@ def _places_of_rest(rest: RestSettings) -> Iterator[Finding]:
             yield Finding(
                 ("rest", "listen", place),
                 f"{each} is not on loopback and needs TLS: tls_certificate_file and tls_key_file, or tls_managed",
+            )
+
+
+def _metrics_for_others(metrics: MetricsSettings) -> Iterator[Finding]:
+    for place, each in enumerate(metrics.listen):
+        if not ipaddress.ip_address(_host(each)).is_loopback:
+            yield Finding(
+                ("metrics", "listen", place),
+                f"{each} is not on loopback, and nobody is asked for a token there; use an address of [rest]",
             )
 
 

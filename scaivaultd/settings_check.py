@@ -148,6 +148,9 @@ def _value(kind: inspect.Type, value: object, key: Key, elsewhere: Sequence[Key]
             yield from _text(kind.cls, value, key)
         case inspect.LiteralType():
             yield from _choice(kind, value, key)
+        case inspect.BoolType():
+            if not isinstance(value, bool):
+                yield _wrong_type("true or false", value, key)
         case inspect.IntType() | inspect.FloatType():
             yield from _number(kind, value, key)
         case _:

@@ -5,6 +5,7 @@ A configuration may be written and checked on a machine where the files are not.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import ssl
 import stat
@@ -12,35 +13,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaivaultd.model.errors import StartupError
-from scaivaultd.settings import Mistake
-from scaivaultd.settings_locator import Key, dotted, line_of, lines_of
+from scaivaultd.settings_layers import Mistake
+from scaivaultd.settings_locator import dotted
 from scaivaultd.settings_policies import policies_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from scaivaultd.settings import Settings
+    from scaivaultd.settings_layers import Layers
+    from scaivaultd.settings_locator import Key
+
+NO_TELEMETRY = "needs the extra `otel`: pip install 'scaivaultd[otel]', or take this setting out"
 
 
-def check_files(settings: Settings, file: Path | None = None) -> list[Mistake]:
+def check_files(settings: Settings, layers: Layers | None = None) -> list[Mistake]:
     """What is wrong with the files that `settings` points to. Blocks.
 
-    With `file`, where the settings were read from, the mistakes carry their lines. Looks as the
+    With `layers`, where the settings were read from, the mistakes carry their lines. Looks as the
     user who asks: a check by root says nothing about what the daemon may read.
     """
-    lines = _lines(file) if file else {}
-    return [
-        Mistake(file=file, line=line_of(key, lines), key=dotted(key), message=message)
-        for key, message in _complaints(settings)
-    ]
-
-
-def _lines(file: Path) -> Mapping[Key, int]:
-    try:
-        return lines_of(file.read_text(encoding="utf-8"))
-    except OSError:
-        # It was there when it was loaded; the mistakes are worth telling without their lines.
-        return {}
+    if layers is None:
+        return [Mistake(file=None, line=None, key=dotted(key), message=what) for key, what in _complaints(settings)]
+    return [layers.mistake(key, message) for key, message in _complaints(settings)]
 
 
 def _complaints(settings: Settings) -> Iterator[tuple[Key, str]]:
@@ -58,6 +53,8 @@ def _complaints(settings: Settings) -> Iterator[tuple[Key, str]]:
     yield from _policies(settings.access.policy_files)
     if nats.server_path is not None:
         yield from _executable(("nats", "server_path"), nats.server_path)
+    if settings.tracing.otlp_endpoint is not None and not _has_telemetry():
+        yield ("tracing", "otlp_endpoint"), NO_TELEMETRY
 
 
 def _policies(files: Sequence[Path]) -> Iterator[tuple[Key, str]]:
@@ -129,3 +126,10 @@ def _unreadable(path: Path) -> str | None:
 
 def _cannot_read(path: Path, error: OSError) -> str:
     return f"{path} cannot be read: {error.strerror}"
+
+
+def _has_telemetry() -> bool:
+    try:
+        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:
+        return False

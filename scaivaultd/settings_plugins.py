@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from scaivaultd.settings import Mistake
 from scaivaultd.settings_check import nearest
-from scaivaultd.settings_locator import Key, dotted, line_of, lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from scaivaultd.plugin import DnsProviderKind, SecretBackendKind, SolverKind
     from scaivaultd.settings import Settings
+    from scaivaultd.settings_layers import Layers, Mistake
+    from scaivaultd.settings_locator import Key
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,13 +28,9 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     solvers: Mapping[str, SolverKind]
 
 
-def check_plugins(settings: Settings, installed: Installed, file: Path) -> list[Mistake]:
-    """What is wrong with the tables that are for plugins; mistakes carry the lines of `file`."""
-    lines = lines_of(file.read_text(encoding="utf-8"))
-    return [
-        Mistake(file=file, line=line_of(key, lines), key=dotted(key), message=message)
-        for key, message in _complaints(settings, installed)
-    ]
+def check_plugins(settings: Settings, installed: Installed, layers: Layers) -> list[Mistake]:
+    """What is wrong with the tables that are for plugins; mistakes carry the lines of `layers`."""
+    return [layers.mistake(key, message) for key, message in _complaints(settings, installed)]
 
 
 def _complaints(settings: Settings, installed: Installed) -> Iterator[tuple[Key, str]]:

@@ -75,6 +75,12 @@ class HttpsUrl(str):
     __slots__ = ()
 
 
+class HttpUrl(str):
+    """An http or https URL of an inner service, as it was written; without credentials or fragment."""
+
+    __slots__ = ()
+
+
 class Resolver(str):
     """The `address:port` of a recursive nameserver."""
 
@@ -209,19 +215,28 @@ def _host_port(text: str) -> HostPort:
 
 
 def _https_url(text: str) -> HttpsUrl:
+    _check_url(text, "https")
+    return HttpsUrl(text)
+
+
+def _http_url(text: str) -> HttpUrl:
+    _check_url(text, "http", "https")
+    return HttpUrl(text)
+
+
+def _check_url(text: str, *schemes: str) -> None:
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
     except ValueError:
         raise ValueError(f"{clip(text)} is no URL") from None
-    if parts.scheme != "https":
-        raise ValueError(f"{clip(text)} must begin with https://")
+    if parts.scheme not in schemes:
+        raise ValueError(f"{clip(text)} must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
     is_plain = text.isascii() and text.isprintable() and " " not in text
     if not is_plain or parts.username is not None or parts.fragment or port == 0:
         raise ValueError(f"{clip(text)} must be a plain URL, without credentials, fragment or spaces")
     if not host or (not _is_host_name(host) and _address(host) is None):
         raise ValueError(f"{clip(text)} has no valid host name or IP address")
-    return HttpsUrl(text)
 
 
 def _resolver(text: str) -> Resolver:
@@ -373,6 +388,7 @@ SYNTAXES: Mapping[type, Syntax] = MappingProxyType(
         Origin: Syntax(_origin, "web origin"),
         HostPort: Syntax(_host_port, "host:port"),
         HttpsUrl: Syntax(_https_url, "https URL"),
+        HttpUrl: Syntax(_http_url, "http or https URL"),
         Resolver: Syntax(_resolver, "address[:port]"),
         NatsUrl: Syntax(_nats_url, "NATS URL"),
         Label: Syntax(_label, "name"),

@@ -14,8 +14,9 @@ from msgspec import inspect
 
 from scaivaultd.acme.limit_rules import Rule
 from scaivaultd.model.errors import StartupError
-from scaivaultd.settings import Mistake, PreflightSettings, Settings, SettingsError, load
+from scaivaultd.settings import PreflightSettings, Settings, load
 from scaivaultd.settings_check import Option, bounds_of, nearest, options_of
+from scaivaultd.settings_layers import Mistake, SettingsError
 from scaivaultd.settings_reference import reference_markdown
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def test_what_stands_in_the_wrong_place_is_named(
         ("dns.authoritative_port = 65536", "dns.authoritative_port", "'65536' must be from 1 to 65535"),
         ('log.level = "warn"', "log.level",
          "'warn' must be one of debug, error, info, warning (did you mean 'warning'?)"),
-        ('log.format = "logfmt2000"', "log.format", "'logfmt2000' must be one of auto, console, json"),
+        ('log.format = "logfmt2000"', "log.format", "'logfmt2000' must be one of auto, console, journal, json"),
         ("log.level = []", "log.level", "must be a string, not a list"),
         ('http01.listen = "0.0.0.0:80"', "http01.listen", "must be a list, not a string"),
         ("http01.listen = [80]", "http01.listen[0]", "must be a string, not an integer"),
@@ -230,6 +231,8 @@ def test_what_stands_in_the_wrong_place_is_named(
          "there is one UNIX socket, and /a is named already"),
         ('rest.listen = ["127.0.0.9:1", "192.0.2.1:1"]', "rest.listen[1]",
          "192.0.2.1:1 is not on loopback and needs TLS: tls_certificate_file and tls_key_file, or tls_managed"),
+        ('metrics.listen = ["127.0.0.1:9797", "192.0.2.1:9797"]', "metrics.listen[1]",
+         "192.0.2.1:9797 is not on loopback, and nobody is asked for a token there; use an address of [rest]"),
         ('rest.listen = ["[::]:1"]', "rest.listen[0]",
          "[::]:1 is not on loopback and needs TLS: tls_certificate_file and tls_key_file, or tls_managed"),
         ('rest.listen = ["127.0.0.1:80"]', "rest.listen[0]", "127.0.0.1:80 is taken by 0.0.0.0:80 in http01.listen"),
@@ -433,7 +436,7 @@ def test_the_examples_in_the_annotated_file_are_valid(write: Callable[[str], Pat
     text = re.sub(r"^tls_managed = .*", "", text, flags=re.MULTILINE)  # goes without the files that are named too
     settings = load(write(text.replace('fallback = "404"', 'fallback = "proxy"')))  # `upstream` goes with it only
     unset = [option.name for option in _leaves() if option.default is None]
-    sections = (settings.nats, settings.rest, settings.http01, settings.tlsalpn01, settings.secrets)
+    sections = (settings.nats, settings.rest, settings.http01, settings.tlsalpn01, settings.secrets, settings.tracing)
     found = {name: value for each in sections for name, value in msgspec.structs.asdict(each).items()}
     assert unset
     assert [name for name in unset if found[name] is None] == ["tls_managed"]

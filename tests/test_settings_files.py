@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from scaivaultd.settings import load
+from scaivaultd.settings import layers_of, load
 from scaivaultd.settings_files import check_files
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def test_files_that_can_be_used_are_no_mistakes(
         f'{STATE_DIR}[nats]\ncredentials_file = "{credentials}"\ntls_ca_file = "{certificate}"\n'
         f'server_path = "{shutil.which("true")}"\n[acme]\ntrust_files = ["{certificate}"]\n'
     )
-    assert check_files(load(path), path) == []
+    assert check_files(load(path), layers_of(path)) == []
 
 
 def test_a_certificate_and_a_key_of_another_are_told_before_the_start(
@@ -72,11 +72,11 @@ def test_a_certificate_and_a_key_of_another_are_told_before_the_start(
     )
     text = f'{STATE_DIR}[rest]\ntls_certificate_file = "{certificate}"\ntls_key_file = "%s"\n'
     path = write(text % key)
-    (mistake,) = check_files(load(path), path)
+    (mistake,) = check_files(load(path), layers_of(path))
     assert (mistake.line, mistake.key) == (4, "rest.tls_key_file")
     assert "do not belong together" in mistake.message
     path = write(text % (tmp_path / "none.key"))
-    (mistake,) = check_files(load(path), path)
+    (mistake,) = check_files(load(path), layers_of(path))
     assert mistake.message == f"{tmp_path}/none.key cannot be read: No such file or directory"
 
 
@@ -102,7 +102,7 @@ trust_files = [
 ]
 """
     )
-    assert [str(each).replace(f"{tmp_path}", "T") for each in check_files(load(path), path)] == [
+    assert [str(each).replace(f"{tmp_path}", "T") for each in check_files(load(path), layers_of(path))] == [
         "T/scaivaultd.toml:10: acme.trust_files[1]: T/damaged.pem holds no PEM certificate, or a damaged one",
         "T/scaivaultd.toml:11: acme.trust_files[2]: T/empty.pem holds no PEM certificate, or a damaged one",
         "T/scaivaultd.toml:12: acme.trust_files[3]: T is not a regular file",
@@ -116,10 +116,11 @@ def test_files_are_checked_without_the_configuration_too(write: Callable[[str], 
     """The mistakes matter more than their lines when the file has gone since."""
     path = write(f'{STATE_DIR}nats.server_path = "/nowhere/nats-server"')
     settings = load(path)
+    layers = layers_of(path)
     path.unlink()
     message = "nats.server_path: /nowhere/nats-server does not exist"
     assert [str(each) for each in check_files(settings)] == [message]
-    assert [str(each) for each in check_files(settings, path)] == [f"{path}: {message}"]
+    assert [str(each) for each in check_files(settings, layers)] == [f"{path}:2: {message}"]
 
 
 class TestPolicies:
@@ -134,7 +135,7 @@ class TestPolicies:
             (tmp_path / name).write_text(text)
         listed = ", ".join(f'"{tmp_path / name}"' for name in ("good", "twice", "bad", "none"))
         config = write(f"{STATE_DIR}[access]\npolicy_files = [{listed}]\n")
-        told = [str(each) for each in check_files(load(config), config)]
+        told = [str(each) for each in check_files(load(config), layers_of(config))]
         assert any("'web'" in each and "already" in each for each in told)
         assert any("princpals" in each and "did you mean 'principals'" in each for each in told)
         assert any("none cannot be read" in each for each in told)
