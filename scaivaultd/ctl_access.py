@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scaivaultd.ctl_session import EX_FAILED, EX_NOT_ALLOWED, EX_USAGE, confirm, facts, say, table, with_daemon
+from scaivaultd.ctl_output import day
+from scaivaultd.ctl_session import (
+    EX_FAILED,
+    EX_NOT_ALLOWED,
+    EX_USAGE,
+    Group,
+    confirm,
+    facts,
+    moment,
+    say,
+    table,
+    with_daemon,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +29,7 @@ if TYPE_CHECKING:
     from scaivaultd.ctl_session import Session
 
 
-@click.group()
+@click.group(cls=Group)
 def token() -> None:
     """API tokens: make, list, rotate, revoke."""
 
@@ -54,7 +66,7 @@ def token_create(
     )
     session.show(reply, lambda: [reply["token"]])
     if not session.as_json:
-        say(f"{reply['principal']} ({name}), until {reply['expires_at']}. Keep it: it is not shown again.")
+        say(f"{reply['principal']} ({name}), until {moment(reply['expires_at'])}. Keep it: it is not shown again.")
         if not given:
             say("No policy was given: it may do only what policies allow that name it, such as token:" + name + ".")
 
@@ -70,7 +82,7 @@ def token_ls(session: Session, include_ended: bool) -> None:
         lambda: table(
             ("ID", "NAME", "STATUS", "EXPIRES", "POLICIES"),
             [
-                (each["id"], each["name"], each["status"], _day(each["expires_at"]), ", ".join(each["policies"]) or "-")
+                (each["id"], each["name"], each["status"], day(each["expires_at"]), ", ".join(each["policies"]) or "-")
                 for each in found
             ],
         ),
@@ -96,8 +108,8 @@ def token_rotate(session: Session, token_id: str, overlap: str, lifetime: str | 
     reply = session.call("tokens.rotate", id=token_id, overlap=overlap, lifetime=lifetime)
     session.show(reply, lambda: [reply["token"]])
     if not session.as_json:
-        say(f"{reply['principal']} ({reply['name']}), until {reply['expires_at']}.")
-        say(f"The old secret is good until {reply['previous_until']}.")
+        say(f"{reply['principal']} ({reply['name']}), until {moment(reply['expires_at'])}.")
+        say(f"The old secret is good until {moment(reply['previous_until'])}.")
 
 
 @token.command("revoke")
@@ -123,18 +135,18 @@ def _token(reply: Mapping[str, Any]) -> list[str]:
             ("policies", reply["policies"]),
             ("scopes", reply["scopes"]),
             ("networks", reply["networks"]),
-            ("created", f"{reply['created_at']} by {reply['created_by']}"),
-            ("expires", reply["expires_at"]),
-            ("last used", reply.get("last_used_at")),
-            ("revoked", reply.get("revoked_at")),
-            ("old secret until", reply.get("previous_until")),
+            ("created", f"{moment(reply['created_at'])} by {reply['created_by']}"),
+            ("expires", moment(reply["expires_at"])),
+            ("last used", moment(reply.get("last_used_at"))),
+            ("revoked", moment(reply.get("revoked_at"))),
+            ("old secret until", moment(reply.get("previous_until"))),
             ("NATS subjects", nats.get("subject_root") and f"{nats['subject_root']}.>"),
             ("NATS inbox", nats.get("inbox_prefix")),
         ]
     )
 
 
-@click.group()
+@click.group(cls=Group)
 def auth() -> None:
     """Who you are, and what you may do."""
 
@@ -153,7 +165,7 @@ def auth_whoami(session: Session) -> None:
                 ("name", reply["name"]),
                 ("policies", reply["policies"] or "none: nothing is allowed"),
                 ("scopes", reply["scopes"]),
-                ("expires", reply["expires_at"]),
+                ("expires", moment(reply["expires_at"])),
                 ("NATS subjects", nats.get("subject_root") and f"{nats['subject_root']}.>"),
                 ("NATS inbox", nats.get("inbox_prefix")),
             ]
@@ -207,7 +219,7 @@ def verdict(reply: Mapping[str, Any], *, explain: bool) -> list[str]:
     return lines
 
 
-@click.group()
+@click.group(cls=Group)
 def audit() -> None:
     """The audit log: who did what."""
 
@@ -303,7 +315,3 @@ def _verification(reply: Mapping[str, Any]) -> list[str]:
     if broken := reply.get("broken"):
         lines.append(f"broken at record {broken['sequence']}: {broken['kind']}: {broken['detail']}")
     return lines
-
-
-def _day(moment: str) -> str:
-    return moment[:10]

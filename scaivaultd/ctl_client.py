@@ -11,7 +11,6 @@ import json
 import os
 import socket
 import ssl
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -23,7 +22,9 @@ _DEFAULT_PATH = "/run/scaivaultd/api.sock"
 DEFAULT_SOCKET = f"unix:{_DEFAULT_PATH}"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _NOBODY_OURS = "what answers there is no scaivaultd, or the answer broke off"
-_TIMEOUT_SECONDS = 90.0
+TIMEOUT_SECONDS = 90.0
+NULL = object()
+"""A member that is sent as null; one that is None is not sent."""
 _PATH_MAX = 107  # sun_path of Linux, less its end
 
 
@@ -55,7 +56,7 @@ def address_of(given: str | None, config: Path | None, environment: Mapping[str,
         Misplaced: it is no address, or the configuration file cannot be read.
     """
     if config is not None and not given:
-        return f"unix:{_socket_in(config)}"
+        return f"unix:{_socket_in(config, environment)}"
     address = given or environment.get("SCAIVAULT_ADDR") or DEFAULT_SOCKET
     if address.removeprefix("unix:").startswith("/"):
         return f"unix:{address.removeprefix('unix:')}"
@@ -83,15 +84,18 @@ def _mistake_in(address: str) -> str | None:
             return "an address is unix:/PATH, https://HOST[:PORT], or http://localhost:PORT"
 
 
-def _socket_in(config: Path) -> Path:
+def _socket_in(config: Path, environment: Mapping[str, str]) -> Path:
+    from scaivaultd.settings import layers_of
+    from scaivaultd.settings_layers import SettingsError
+
     try:
-        settings = tomllib.loads(config.read_text())
+        settings: Any = layers_of(config, environment).table
         listen = settings.get("rest", {}).get("listen", [])
         paths = [str(each).removeprefix("unix:") for each in listen]
         named = next((Path(each) for each in paths if each.startswith("/")), None)
         own = Path(settings["state_dir"]) / "api.sock"
-    except OSError as error:
-        raise Misplaced(f"{config} cannot be read: {error.strerror}; name the socket with --address") from error
+    except SettingsError as error:
+        raise Misplaced(f"{error.mistakes[0]}; name the socket with --address") from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise Misplaced(f"{config} is no configuration of a daemon; `scaivaultd check-config` says why") from error
     if named is None and not os.path.lexists(own) and os.path.lexists(_DEFAULT_PATH):
@@ -102,10 +106,14 @@ def _socket_in(config: Path) -> Path:
 class Client:
     """One daemon, asked as often as need be."""
 
-    def __init__(self, address: str, token: str | None) -> None:
+    def __init__(
+        self, address: str, token: str | None, ca_file: Path | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
         """`address` is `unix:/PATH`, `http://HOST:PORT` (loopback) or `https://HOST[:PORT]`."""
         self.address = address
         self._token = token
+        self._ca_file = ca_file
+        self.timeout_seconds = timeout_seconds
 
     def call(self, name: str, /, **members: Any) -> Any:
         """The reply to a command of the table, by its name; members that are None are left out.
@@ -117,7 +125,7 @@ class Client:
         from scaivaultd.api.commands import COMMANDS
 
         command = next(each for each in COMMANDS if each.name == name)
-        body = {key: value for key, value in members.items() if value is not None}
+        body = {key: None if value is NULL else value for key, value in members.items() if value is not None}
         words = command.path.split("/")
         if missing := [word[1:-1] for word in words if word.startswith("{") and word[1:-1] not in body]:
             detail = f"{name} needs the member {missing[0]!r}"
@@ -131,6 +139,15 @@ class Client:
         content = json.dumps(body).encode() if command.method in ("POST", "PUT", "PATCH") else None
         return self._answer(command.method, path, content)
 
+    def live(self) -> None:
+        """Return if the daemon lives; whoever asks needs no token for that.
+
+        Raises:
+            Unreachable: it does not answer.
+            Refused: something else than a daemon does, which knows problem documents.
+        """
+        self._answer("GET", "/livez", None)
+
     def _answer(self, method: str, path: str, content: bytes | None) -> Any:
         headers = {"Accept": "application/json"}
         if content is not None:
@@ -138,7 +155,7 @@ class Client:
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
         try:
-            with contextlib.closing(_connection(self.address)) as connection:
+            with contextlib.closing(self._connection()) as connection:
                 connection.request(method, path, content, headers)
                 response = connection.getresponse()
                 reply = json.loads(response.read() or b"null")
@@ -151,6 +168,20 @@ class Client:
             raise Refused(reply)
         raise Unreachable(f"{self.address}: {_NOBODY_OURS}")
 
+    def _connection(self) -> http.client.HTTPConnection:
+        if self.address.startswith("unix:"):
+            return _UnixConnection(self.address.removeprefix("unix:"), self.timeout_seconds)
+        parts = urlsplit(self.address)
+        host = str(parts.hostname)
+        if parts.scheme == "http":
+            return http.client.HTTPConnection(host, parts.port, timeout=self.timeout_seconds)
+        try:
+            context = ssl.create_default_context(cafile=self._ca_file)
+        except OSError as error:
+            reason = error.strerror or "it holds no certificates in PEM"
+            raise Unreachable(f"the CA file {self._ca_file} cannot be used: {reason}") from error
+        return http.client.HTTPSConnection(host, parts.port, timeout=self.timeout_seconds, context=context)
+
     def _advice(self, error: Exception) -> str:
         match error:
             case FileNotFoundError():
@@ -162,10 +193,12 @@ class Client:
                 )
             case ConnectionRefusedError():
                 what = "nobody listens there; is the daemon running?"
+            case ssl.SSLCertVerificationError():
+                what = f"its certificate is not trusted: {error.verify_message}; --ca-file names a CA of your own"
             case ssl.SSLError():
-                what = f"TLS fails: {getattr(error, 'reason', None) or 'the certificate is not trusted'}"
+                what = f"TLS fails: {error.reason or 'broken off'}"
             case TimeoutError():
-                what = f"no answer within {_TIMEOUT_SECONDS:.0f} s"
+                what = f"no answer within {self.timeout_seconds:g} s; `systemctl status scaivaultd` tells how it is"
             case OSError():
                 what = error.strerror or str(error)
             case _:
@@ -179,26 +212,16 @@ def _texts(value: Any) -> Any:
     return [_texts(each) for each in value] if isinstance(value, list) else value
 
 
-def _connection(address: str) -> http.client.HTTPConnection:
-    if address.startswith("unix:"):
-        return _UnixConnection(address.removeprefix("unix:"))
-    parts = urlsplit(address)
-    host = str(parts.hostname)
-    if parts.scheme == "http":
-        return http.client.HTTPConnection(host, parts.port, timeout=_TIMEOUT_SECONDS)
-    context = ssl.create_default_context()
-    return http.client.HTTPSConnection(host, parts.port, timeout=_TIMEOUT_SECONDS, context=context)
-
-
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_SECONDS)
+    def __init__(self, path: str, timeout_seconds: float) -> None:
+        super().__init__("localhost", timeout=timeout_seconds)
+        self._timeout_seconds = timeout_seconds
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self.sock.settimeout(_TIMEOUT_SECONDS)
+            self.sock.settimeout(self._timeout_seconds)
             with _short(self._path) as path:
                 self.sock.connect(path)
         except BaseException:

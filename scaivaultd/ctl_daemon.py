@@ -9,19 +9,37 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scaivaultd.ctl_session import EX_FAILED, EX_USAGE, confirm, read_stdin, say, show, table, with_daemon
+from scaivaultd.ctl_session import (
+    EX_FAILED,
+    EX_USAGE,
+    Group,
+    Verb,
+    confirm,
+    facts,
+    moment,
+    read_stdin,
+    say,
+    show,
+    table,
+    with_daemon,
+)
 
 if TYPE_CHECKING:
     from scaivaultd.ctl_session import Session
 
 
-@click.command()
+@click.command(cls=Verb)
+@click.option("--live", is_flag=True, help="Only whether it lives, sealed or not: for a container's health check.")
 @with_daemon
-def status(session: Session) -> None:
+def status(session: Session, live: bool) -> None:
     """Show how the daemon is.
 
-    The exit code is 1 unless it is ok, or only degraded.
+    The exit code is 1 unless it is ok, or only degraded. With --live it is 0 as long as it answers; no token is needed.
     """
+    if live:
+        session.live()
+        session.show({"status": "live"}, lambda: ["live"])
+        return
     reply = session.call("sys.health")
     session.show(
         reply,
@@ -37,7 +55,37 @@ def status(session: Session) -> None:
         sys.exit(EX_FAILED)
 
 
-@click.group()
+@click.command(cls=Verb)
+@with_daemon
+def info(session: Session) -> None:
+    """Show what runs: version, plugins, orders under way."""
+    reply = session.call("sys.info")
+    session.show(
+        reply,
+        lambda: [
+            *facts(
+                [
+                    ("version", reply["version"]),
+                    ("node", reply["node_id"]),
+                    ("started", moment(reply["started_at"])),
+                    ("challenges", reply["challenge_types"]),
+                    ("solvers", reply["solvers"]),
+                    ("DNS providers", reply["dns_provider_types"]),
+                    ("orders under way", str(reply["orders_under_way"])),
+                ]
+            ),
+            *table(
+                ("PLUGIN", "VERSION", "FROM", "REFUSED"),
+                [
+                    (each["name"], each["version"], each["distribution"], each["refused"] or "-")
+                    for each in reply["plugins"]
+                ],
+            ),
+        ],
+    )
+
+
+@click.group(cls=Group)
 def secret() -> None:
     """Secrets that DNS providers and accounts use by reference.
 
@@ -92,7 +140,7 @@ def secret_rm(session: Session, path: str, yes: bool) -> None:
     session.show(reply, lambda: [f"{path}: deleted" + (f"; still named by {users}" if users else "")])
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("command")
 @click.argument("body", required=False)
 @with_daemon

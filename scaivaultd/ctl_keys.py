@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scaivaultd.ctl_session import EX_FAILED, EX_USAGE, confirm, facts, read_stdin, say, with_daemon
+from scaivaultd.ctl_session import (
+    EX_FAILED,
+    Group,
+    Verb,
+    confirm,
+    facts,
+    moment,
+    read_secret,
+    say,
+    show,
+    with_daemon,
+    with_output,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +31,7 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 1.0
 
 
-@click.group()
+@click.group(cls=Group)
 def keys() -> None:
     """The master key, which seals all that is secret."""
 
@@ -40,7 +52,8 @@ def keys_status(session: Session) -> None:
     required=True,
     help="The key file to make; it is never overwritten.",
 )
-def keys_init(path: Path) -> None:
+@with_output
+def keys_init(path: Path, as_json: bool) -> None:
     """Make a master key in a new file, and print its recovery key.
 
     Name the file in [secrets] master_key before the daemon's first start. The recovery key is not shown again. It is
@@ -55,7 +68,8 @@ def keys_init(path: Path) -> None:
     except StartupError as error:
         say(f"scaivaultctl: {error}")
         sys.exit(EX_FAILED)
-    click.echo(recovery_key(key))
+    recovery = recovery_key(key)
+    show({"file": str(path), "recovery_key": recovery}, lambda: [recovery], as_json=as_json)
     say(f"{path} is the master key; above is its recovery key, which is not shown again. Write it down.")
     say(f"`scaivaultctl keys recover --file {path}` makes the file anew from it.")
 
@@ -68,7 +82,8 @@ def keys_init(path: Path) -> None:
     required=True,
     help="The key file to make; it is never overwritten.",
 )
-def keys_recover(path: Path) -> None:
+@with_output
+def keys_recover(path: Path, as_json: bool) -> None:
     """Make the key file anew from the recovery key.
 
     That is asked for, or read from standard input.
@@ -77,10 +92,11 @@ def keys_recover(path: Path) -> None:
     from scaivaultd.store.master_key import create_master_key_file, from_recovery_key
 
     try:
-        create_master_key_file(path.absolute(), from_recovery_key(_secret("Recovery key")))
+        create_master_key_file(path.absolute(), from_recovery_key(read_secret("Recovery key")))
     except (StartupError, ValueError) as error:
         say(f"scaivaultctl: {error}")
         sys.exit(EX_FAILED)
+    show({"file": str(path)}, lambda: [str(path)], as_json=as_json)
     say(f"{path} is there again; the daemon takes it on SIGHUP or at its next start")
 
 
@@ -97,7 +113,7 @@ def keys_rotate(session: Session, new_source: str | None, new_passphrase: bool, 
     """
     before = session.call("sys.master_key.get")
     confirm("rotate", f"Key {before['kid']} will open nothing any more", yes=yes)
-    passphrase = _secret("New passphrase", twice=True) if new_passphrase else None
+    passphrase = read_secret("New passphrase", twice=True) if new_passphrase else None
     reply = session.call("sys.master_key.rotate", new_source=new_source, new_passphrase=passphrase)
     if wait:
         reply = _ended(session, reply)
@@ -120,7 +136,7 @@ def _ended(session: Session, reply: Any) -> Any:
     return reply
 
 
-@click.command()
+@click.command(cls=Verb)
 @with_daemon
 def unseal(session: Session) -> None:
     """Give a sealed daemon the passphrase of its master key.
@@ -134,19 +150,8 @@ def unseal(session: Session) -> None:
     is_new = before.get("kid") is None
     if is_new:
         say("The store is new: this passphrase will be the only way to it. There is no way to get it back.")
-    reply = session.call("sys.unseal", passphrase=_secret("Passphrase", twice=is_new))
+    reply = session.call("sys.unseal", passphrase=read_secret("Passphrase", twice=is_new))
     session.show(reply, lambda: _status(reply))
-
-
-def _secret(what: str, *, twice: bool = False) -> str:
-    """A secret from the terminal, without echo, or the first line of standard input; never from an argument."""
-    if not sys.stdin.isatty():
-        text = read_stdin().partition("\n")[0].rstrip("\r")
-        if not text:
-            say(f"scaivaultctl: standard input is empty; it must hold the {what.lower()}")
-            sys.exit(EX_USAGE)
-        return text
-    return str(click.prompt(what, hide_input=True, confirmation_prompt=twice, err=True))
 
 
 def _is_going(reply: Mapping[str, Any]) -> bool:
@@ -163,11 +168,11 @@ def _status(reply: Mapping[str, Any]) -> list[str]:
             ("detail", reply["detail"]),
             ("key", reply["kid"]),
             ("source", reply["source"]),
-            ("since", reply["created_at"]),
+            ("since", moment(reply["created_at"])),
             (
                 "rotation",
                 (going or None) and f"{rotation['from_kid']} to {rotation['to_kid']}, {rotation['rewrapped']} done",
             ),
-            ("rotated", None if going else rotation.get("finished_at")),
+            ("rotated", None if going else moment(rotation.get("finished_at"))),
         ]
     )

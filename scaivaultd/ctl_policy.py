@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from scaivaultd.ctl_access import question, verdict
-from scaivaultd.ctl_session import EX_NOT_ALLOWED, EX_USAGE, confirm, say, show, table, with_daemon
+from scaivaultd.ctl_session import EX_NOT_ALLOWED, EX_USAGE, Group, confirm, say, show, table, with_daemon, with_output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ _UNSAID: Mapping[str, Any] = {
 }
 
 
-@click.group()
+@click.group(cls=Group)
 def policy() -> None:
     """Policies: who may do what."""
 
@@ -116,7 +116,7 @@ def policy_rm(session: Session, name: str, yes: bool) -> None:
 @click.argument("action", required=False)
 @click.option("-f", "--file", "source", type=click.File("rb"), required=True, help="TOML with [[policy]], or JSON.")
 @question
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+@with_output
 def policy_test(action: str | None, source: IO[bytes], explain: bool, as_json: bool, **asked: Any) -> None:
     """Check the policies of a file, without a daemon.
 

@@ -122,7 +122,7 @@ class TestToken:
         tool.api.replies["tokens.rotate"] = {**CREATED, "previous_until": "2026-11-02T00:00:00Z"}
         ended = tool("token", "rotate", "web-ci", "--overlap", "2h")
         assert ended.out == f"{SECRET}\n"
-        assert "2026-11-02T00:00:00Z" in ended.err
+        assert "2026-11-02 00:00 UTC" in ended.err
         assert tool.last == ("tokens.rotate", {"id": "web-ci", "overlap": "2h"})
 
     def test_nothing_is_revoked_unasked(self, tool: ctl.Tool) -> None:

@@ -69,7 +69,7 @@ class TestAddress:
 
     @pytest.mark.parametrize(
         ("text", "told"),
-        [(None, "No such file"), ("[rest", "no configuration"), ("a = 1", "no configuration"), ("rest = 1", "no conf")],
+        [(None, "No such file"), ("[rest", "not valid TOML"), ("a = 1", "no conf"), ("rest = 1", "no conf")],
     )
     def test_a_configuration_that_does_not_help_is_a_usage_error(
         self, tmp_path: Path, text: str | None, told: str

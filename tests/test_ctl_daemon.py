@@ -36,6 +36,20 @@ def test_the_state_is_the_first_line_and_the_exit_code(tool: ctl.Tool, status: s
     assert (ended.code, ended.out) == (code, f"{status}\nPART  STATUS    DETAIL\nnats  degraded  connecting\n")
 
 
+def test_whether_it_lives_is_asked_without_a_token(tool: ctl.Tool) -> None:
+    """A container's health check has none, and a sealed daemon lives: to restart it would not help."""
+    tool.api.raw = b'HTTP/1.0 200 OK\r\n\r\n{"status":"ok"}'
+    ended = tool("status", "--live")
+    assert (ended.code, ended.out, tool.api.asked) == (0, "live\n", [])
+    assert "Authorization" not in tool.api.headers[0]
+    assert tool("status", "--live", "--json").json == {"status": "live"}
+
+
+def test_what_does_not_live_is_told_apart_from_what_is_not_well(tool: ctl.Tool) -> None:
+    """The one is restarted, the other is not."""
+    assert tool("status", "--live", SCAIVAULT_ADDR=f"unix:{tool.socket}.gone").code == 8
+
+
 class TestSecret:
     def test_its_value_comes_by_standard_input(self, tool: ctl.Tool) -> None:
         """Many lines are one value; the end of the last one is the shell's."""

@@ -95,7 +95,7 @@ class TestRotation:
         tool.api.replies["sys.master_key.get"] = [OPEN, GOING, ENDED]
         tool.api.replies["sys.master_key.rotate"] = GOING
         ended = tool("keys", "rotate-master", "--yes", "--new-source", "credential:new")
-        assert ended.out.splitlines()[-1] == "rotated  2026-11-01T00:01:00Z"
+        assert ended.out.splitlines()[-1].startswith("rotated  2026-11-01 00:01 UTC (")
         assert "opens only backups" in ended.err
         assert [each for each in tool.api.asked if each[1]] == [
             ("sys.master_key.rotate", {"new_source": "credential:new"})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import socketserver
+import ssl
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -113,9 +115,23 @@ def _serving(server: socketserver.BaseServer) -> Iterator[None]:
 
 
 @contextmanager
-def served_over_tcp() -> Iterator[tuple[FakeApi, str]]:
+def served_over_tcp(tls: ssl.SSLContext | None = None) -> Iterator[tuple[FakeApi, str]]:
     """Answer at a port of loopback; its address too."""
     api = FakeApi()
-    server = socketserver.TCPServer(("127.0.0.1", 0), _handler(api))
+    server = (_Server if tls is None else _tls_server(tls))(("127.0.0.1", 0), _handler(api))
     with _serving(server):
-        yield api, f"http://127.0.0.1:{server.server_address[1]}"
+        yield api, f"{'http' if tls is None else 'https'}://localhost:{server.server_address[1]}"
+
+
+class _Server(socketserver.TCPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever does not trust us breaks off, which is no news."""
+
+
+def _tls_server(tls: ssl.SSLContext) -> type[_Server]:
+    class Server(_Server):
+        def get_request(self) -> tuple[socket.socket, Any]:
+            taken, peer = super().get_request()
+            return tls.wrap_socket(taken, server_side=True), peer
+
+    return Server
