@@ -22,8 +22,10 @@ from scaivaultd.services.policies import Policies
 from scaivaultd.services.tokens import Tokens
 from scaivaultd.settings_policies import policies_in
 from scaivaultd.store.audit_file import AuditFiles
+from scaivaultd.systemd import address_of
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AsyncExitStack
 
@@ -150,8 +152,10 @@ def nats_login(ingress: Sequence[Ingress]) -> Callable[[str], am.NatsLogin | Non
     return login
 
 
-def unix_socket(settings: Settings, environment: Mapping[str, str]) -> UnixSocket:
-    """Where the UNIX socket of REST is."""
+def unix_socket(settings: Settings, environment: Mapping[str, str], passed: socket.socket | None = None) -> UnixSocket:
+    """Where the UNIX socket of REST is: the one that systemd has passed, whatever the settings say, else a path."""
+    if passed is not None:
+        return UnixSocket(path=Path(address_of(passed)), passed=passed)
     path = next((Path(each) for each in settings.rest.listen if each.is_path), None)
     runtime = environment.get("RUNTIME_DIRECTORY", "").split(":")[0]
     group = settings.access.admin_group

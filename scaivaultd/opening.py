@@ -13,6 +13,7 @@ import msgspec
 from scaivaultd.listeners.http01 import Http01Fallback, Http01Listener
 from scaivaultd.listeners.sockets import bind_all
 from scaivaultd.listeners.tlsalpn01 import TlsAlpn01Listener
+from scaivaultd.model import metrics
 from scaivaultd.model.errors import StartupError
 from scaivaultd.model.ids import DnsProviderId
 from scaivaultd.model.resources import DnsProvider
@@ -20,8 +21,10 @@ from scaivaultd.services.documents import digest
 from scaivaultd.services.jobs import bounded
 from scaivaultd.services.solvers import OpenSolver, Solvers
 from scaivaultd.settings import TlsAlpn01Settings
+from scaivaultd.systemd import address_of
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Mapping, Sequence
     from contextlib import AbstractAsyncContextManager, AsyncExitStack
     from datetime import datetime
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from scaivaultd.plugin import PluginContext, SecretBackend, SecretBackendKind, SolverContext, SolverKind
     from scaivaultd.settings import DnsProviderSettings, Settings
     from scaivaultd.settings_values import ListenAddress
+    from scaivaultd.systemd import SortedSockets
 
 T = TypeVar("T")
 
@@ -45,23 +49,37 @@ class Listeners(msgspec.Struct, frozen=True, kw_only=True):
     tlsalpn01: TlsAlpn01Listener
 
 
-def bind_listeners(settings: Settings, stack: AsyncExitStack, *, clock: Clock, log: FilteringBoundLogger) -> Listeners:
-    """Bind all addresses; raises StartupError when one cannot be had."""
+def bind_listeners(
+    settings: Settings, stack: AsyncExitStack, passed: SortedSockets, *, clock: Clock, log: FilteringBoundLogger
+) -> Listeners:
+    """Bind all addresses; raises StartupError when one cannot be had.
+
+    A listener whose sockets are `passed` binds none itself, whatever its `listen` says.
+    """
     http01 = Http01Listener(
-        _bound("http01", settings.http01.listen, log),
+        _taken_over("http01", passed.http01, log) or _bound("http01", settings.http01.listen, log),
         clock=clock,
         log=log,
         fallback=Http01Fallback(kind=settings.http01.fallback, upstream=settings.http01.upstream),
     )
     stack.push_async_callback(http01.close)
+    stack.push_async_callback(http01.drain)
     tlsalpn01 = TlsAlpn01Listener(
-        _bound("tlsalpn01", _to_be_had(settings.tlsalpn01.listen, log), log),
+        _taken_over("tlsalpn01", passed.tlsalpn01, log)
+        or _bound("tlsalpn01", _to_be_had(settings.tlsalpn01.listen, log), log),
         upstream=settings.tlsalpn01.upstream,
         clock=clock,
         log=log,
     )
     stack.push_async_callback(tlsalpn01.close)
+    stack.push_async_callback(tlsalpn01.drain)
     return Listeners(http01=http01, tlsalpn01=tlsalpn01)
+
+
+def _taken_over(name: str, sockets: Sequence[socket.socket], log: FilteringBoundLogger) -> Sequence[socket.socket]:
+    if sockets:
+        log.info(f"{name}.sockets_passed", addresses=[address_of(each) for each in sockets])
+    return sockets
 
 
 def _to_be_had(listen: Sequence[ListenAddress], log: FilteringBoundLogger) -> Sequence[ListenAddress]:
@@ -148,6 +166,7 @@ async def _opened(what: str, opening: Any, stack: AsyncExitStack, log: Filtering
         frames = [
             f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)
         ]
+        metrics.PLUGIN_ERRORS.labels(plugin=what.rpartition(" ")[2], hook="open").inc()
         log.error("plugin.not_opened", what=what, error_type=type(error).__name__, frames=frames[-6:])  # noqa: TRY400
         return None
     stack.push_async_callback(_left, manager, what, log)

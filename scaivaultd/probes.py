@@ -36,6 +36,11 @@ def shown_addresses(listener: Listening) -> list[str]:
     return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in listener.addresses]
 
 
+async def touch(store: Store) -> None:
+    """Have the store do something, and come back when it is done: a write, since a full disk still reads."""
+    await store.commit([_HEARTBEAT])
+
+
 def probes(
     store: Store, bus: NatsBus, publisher: Publisher, listeners: Listeners, nats_trouble: Callable[[], str | None]
 ) -> Sequence[Callable[[], Awaitable[ComponentHealth]]]:
@@ -46,8 +51,7 @@ def probes(
 
     async def of_store() -> ComponentHealth:
         try:
-            # A write: a full disk still reads.
-            await store.commit([_HEARTBEAT])
+            await touch(store)
         except StorageUnavailable as error:
             return ComponentHealth(name="store", status="down", detail=error.detail)
         return ComponentHealth(name="store", status="ok")

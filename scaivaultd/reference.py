@@ -15,13 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from scaivaultd import reference_ctl
 from scaivaultd.api.asyncapi import asyncapi
 from scaivaultd.api.commands import COMMANDS, EVERYWHERE
 from scaivaultd.api.events import EVENTS
 from scaivaultd.api.openapi import openapi
 from scaivaultd.api.schema import schema_of
 from scaivaultd.model.errors import WIRE_ERRORS
+from scaivaultd.model.explanations import ACME_PROBLEMS, REASONS
+from scaivaultd.reference_logs import logs_page
+from scaivaultd.reference_metrics import metrics_page
 from scaivaultd.reference_providers import provider_pages
+from scaivaultd.reference_subjects import subjects_page
 from scaivaultd.settings import NatsSettings
 from scaivaultd.settings_reference import reference_markdown
 
@@ -41,6 +46,10 @@ def pages() -> dict[str, str]:
         "errors.md": _errors(),
         "configuration.md": reference_markdown(),
         "plugin-api.md": _plugin_api(),
+        "metrics.md": metrics_page(),
+        "log-events.md": logs_page(),
+        "scaivaultctl.md": reference_ctl.page(),
+        "nats-subjects.md": subjects_page(),
         "openapi.json": _document(openapi()),
         "asyncapi.json": _document(_asyncapi()),
     }
@@ -93,7 +102,8 @@ def _events() -> str:
         "# Events",
         "",
         "Generated from `scaivaultd/api/events.py`. Each event is a CloudEvents 1.0 message in binary mode (headers",
-        "`ce-id`, `ce-type`, `ce-source`, `ce-subject`, `ce-time`, `ce-specversion`, `ce-datacontenttype`) on subject",
+        "`ce-id`, `ce-type`, `ce-source`, `ce-subject`, `ce-time`, `ce-specversion`, `ce-datacontenttype`, and",
+        "`ce-traceparent`, the W3C trace of the request or job that it comes from) on subject",
         "`scaivault.events.<type>.<resource id>`. The JetStream stream `SCAIVAULT_EVENTS` keeps them for 90 days;",
         "subscribers without JetStream get the same message on the same subject. Delivery is at least once and in",
         "order for each resource; `ce-id` (also `Nats-Msg-Id`) tells repetitions.",
@@ -128,7 +138,12 @@ def _errors() -> str:
         for error in WIRE_ERRORS
     ]
     for error in WIRE_ERRORS:
-        lines += ["", f"## {error.code}", "", f"{error.title}.", "", error.remedy]
+        lines += ["", f"## {error.code}", "", f"{error.title}.", "", error.remedy, "", "Typical reasons:", ""]
+        lines += [f"- {reason}" for reason in REASONS[error.code]]
+    lines += ["", "# Problems of CAs", "", "What CAs mean by the types in `acme.type` (RFC 8555 section 6.7), and what"]
+    lines += ["to do."]
+    for problem in ACME_PROBLEMS:
+        lines += ["", f"## {problem.name}", "", problem.meaning, "", problem.remedy]
     return "\n".join(lines) + "\n"
 
 

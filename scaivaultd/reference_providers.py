@@ -187,12 +187,13 @@ def _table(fields: Iterable[inspect.Field]) -> Iterator[str]:
     yield "| setting | type | default | meaning |"
     yield "|---|---|---|---|"
     for field in fields:
-        words = _type_words(field)
-        yield f"| `{field.name}` | {words} | {_default(field)} | {_cell(_description(field.type))} |"
+        words = type_words(field)
+        yield f"| `{field.name}` | {words} | {default_of(field)} | {_cell(description_of(field.type))} |"
     yield ""
 
 
-def _type_words(field: inspect.Field) -> str:
+def type_words(field: inspect.Field) -> str:
+    """What kind of value a setting takes, in words."""
     if field.name.endswith("_path"):
         return "reference to a secret"
     if field.name.endswith("_paths"):
@@ -221,7 +222,8 @@ def _range(told: inspect.Type) -> str:
     return f", {low} to {high}" if low is not None and high is not None else ""
 
 
-def _default(field: inspect.Field) -> str:
+def default_of(field: inspect.Field) -> str:
+    """What a setting is unless it is given, in words; empty if nothing."""
     if field.required:
         return "required"
     default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
@@ -230,12 +232,13 @@ def _default(field: inspect.Field) -> str:
     return f"`{json.dumps(default)}`"
 
 
-def _description(told: inspect.Type) -> str:
+def description_of(told: inspect.Type) -> str:
+    """What a setting is for."""
     match told:
         case inspect.Metadata(type=inner, extra_json_schema=extra):
-            return str((extra or {}).get("description", "")) or _description(inner)
+            return str((extra or {}).get("description", "")) or description_of(inner)
         case inspect.UnionType(types=types):
-            return next((text for each in types if (text := _description(each))), "")
+            return next((text for each in types if (text := description_of(each))), "")
         case _:
             return ""
 

@@ -16,6 +16,7 @@ from scaivaultd.model.clock import SystemClock
 from scaivaultd.model.errors import StartupError
 from scaivaultd.settings import Http01Settings, Settings, TlsAlpn01Settings
 from scaivaultd.settings_values import ListenAddress
+from scaivaultd.systemd import SortedSockets
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +52,7 @@ async def test_a_web_server_on_port_443_does_not_keep_the_daemon_down(
                 one.bind((address, 443))
                 one.listen()
         async with AsyncExitStack() as stack:
-            listeners = opening.bind_listeners(settings, stack, clock=SystemClock(), log=log)
+            listeners = opening.bind_listeners(settings, stack, SortedSockets(), clock=SystemClock(), log=log)
             assert list(listeners.tlsalpn01.addresses) == []
     assert {entry["listen"] for entry in capture.entries if entry["event"] == "tlsalpn01.address_skipped"} == {
         "0.0.0.0:443",
@@ -68,4 +69,4 @@ async def test_an_address_that_was_asked_for_must_be_had(tmp_path: Path, log: Fi
         )
         async with AsyncExitStack() as stack:
             with pytest.raises(StartupError, match="something else listens there"):
-                opening.bind_listeners(settings, stack, clock=SystemClock(), log=log)
+                opening.bind_listeners(settings, stack, SortedSockets(), clock=SystemClock(), log=log)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import configparser
+import hashlib
+import json
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -41,6 +44,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def names(wheel: Path) -> set[str]:
     return set(zipfile.ZipFile(wheel).namelist())
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("installed") / "site"
+    run(
+        "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check",
+        "--target", str(target), str(wheel), cwd=target.parent,
+    )  # fmt: skip
+    return target
 
 
 def info(wheel: Path, name: str) -> str:
@@ -99,14 +112,9 @@ def test_it_carries_its_license_commands_and_plugins(wheel: Path) -> None:
     assert set(entry_points["scaivaultd"].values()) == hooked
 
 
-def test_it_runs_where_it_is_installed_and_finds_its_plugins(wheel: Path, tmp_path: Path) -> None:
+def test_it_runs_where_it_is_installed_and_finds_its_plugins(installed: Path, tmp_path: Path) -> None:
     """From the wheel alone, not from the checkout that happens to be around."""
-    target = tmp_path / "site"
-    run(
-        "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check",
-        "--target", str(target), str(wheel), cwd=tmp_path,
-    )  # fmt: skip
-    told = run("-m", "scaivaultd", "--version", cwd=tmp_path, PYTHONPATH=str(target))
+    told = run("-m", "scaivaultd", "--version", cwd=tmp_path, PYTHONPATH=str(installed))
     assert __version__ in told
     program = (
         "import logging, structlog, scaivaultd; from scaivaultd import plugin_manager; print(scaivaultd.__file__); "
@@ -114,8 +122,48 @@ def test_it_runs_where_it_is_installed_and_finds_its_plugins(wheel: Path, tmp_pa
         "plugins = plugin_manager.load(log); import scaivaultd_plugins.http01 as h; "
         "print(h.__file__, *(name for _, name in plugins.solvers), len(plugins.dns_providers))"
     )
-    where = run("-c", program, cwd=tmp_path, PYTHONPATH=str(target)).split()
-    assert where[0].startswith(str(target))
-    assert where[1].startswith(str(target))
+    where = run("-c", program, cwd=tmp_path, PYTHONPATH=str(installed)).split()
+    assert where[0].startswith(str(installed))
+    assert where[1].startswith(str(installed))
     assert where[2:] == ["dns-01", "http-01", "tls-alpn-01", "11"]
-    assert (target / "bin" / "scaivaultd").exists()
+    assert (installed / "bin" / "scaivaultd").exists()
+
+
+def test_it_brings_the_units_and_the_configuration_that_the_tool_installs(installed: Path, tmp_path: Path) -> None:
+    """`pip install` and two commands are the whole way to a service: there is no checkout on a server."""
+    for name in ("config", "systemd"):
+        sources = {str(path.relative_to(ROOT / name)) for path in (ROOT / name).rglob("*") if path.is_file()}
+        packed = installed / "scaivaultd" / f"_{name}"
+        assert {str(path.relative_to(packed)) for path in packed.rglob("*") if path.is_file()} == sources
+    checked = run(
+        "-m", "scaivaultd", "check-config", "--config", str(installed / "scaivaultd/_config/scaivaultd.toml"),
+        cwd=tmp_path, PYTHONPATH=str(installed),
+    )  # fmt: skip
+    assert checked.endswith(": ok\n")
+    printed = run("-m", "scaivaultd.ctl", "config", "example", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert printed.strip() == (ROOT / "config/scaivaultd.toml").read_text().strip()
+    done = run(
+        "-m", "scaivaultd.ctl", "setup", "systemd", "--dry-run", "--json", "--systemd-version", "252",
+        "--prefix", "/opt/scaivaultd", "--root", str(tmp_path), cwd=tmp_path, PYTHONPATH=str(installed),
+    )  # fmt: skip
+    assert "scaivaultd.service" in json.dumps(json.loads(done))
+
+
+def test_it_can_be_built_again_to_the_last_byte(tmp_path: Path) -> None:
+    """Whoever doubts a published file builds it again from the sources, elsewhere and as another, and compares."""
+    built = _built(ROOT, tmp_path / "first", 0o022)
+    assert set(built) == {f"scaivaultd-{__version__}-py3-none-any.whl", f"scaivaultd-{__version__}.tar.gz"}
+    with tarfile.open(tmp_path / "first" / f"scaivaultd-{__version__}.tar.gz") as sources:
+        sources.extractall(tmp_path / "unpacked", filter="data")
+    unpacked = tmp_path / "unpacked" / f"scaivaultd-{__version__}"
+    (unpacked / "PKG-INFO").unlink()  # hatchling added it to our sources, and would add it once more
+    assert _built(unpacked, tmp_path / "second", 0o077) == built
+
+
+def _built(sources: Path, folder: Path, mask: int) -> dict[str, str]:
+    before = os.umask(mask)
+    try:
+        run("-m", "hatchling", "build", "-d", str(folder), cwd=sources, SOURCE_DATE_EPOCH="1600000000")
+    finally:
+        os.umask(before)
+    return {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in folder.iterdir()}

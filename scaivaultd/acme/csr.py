@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 import msgspec
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from scaivaultd.acme.x509 import spki_of_csr, spki_sha256
+from scaivaultd.acme.x509 import key_type_of, spki_of_csr, spki_sha256
 from scaivaultd.model.errors import FieldError, InvalidRequest
 from scaivaultd.model.names import Identifier, parse_identifiers
 
@@ -104,18 +103,9 @@ def _judged(csr: x509.CertificateSigningRequest, der: bytes) -> CsrRequest:
 
 
 def _key_type(key: object) -> KeyType:
-    match key:
-        case ec.EllipticCurvePublicKey(curve=ec.SECP256R1()):
-            return "ec-p256"
-        case ec.EllipticCurvePublicKey(curve=ec.SECP384R1()):
-            return "ec-p384"
-        case rsa.RSAPublicKey(key_size=2048):
-            return "rsa-2048"
-        case rsa.RSAPublicKey(key_size=3072):
-            return "rsa-3072"
-        case rsa.RSAPublicKey(key_size=4096):
-            return "rsa-4096"
-    raise refused("bad_key", "keys are P-256, P-384, or RSA of 2048, 3072 or 4096 bits")
+    if (key_type := key_type_of(key)) is None:
+        raise refused("bad_key", "keys are P-256, P-384, or RSA of 2048, 3072 or 4096 bits")
+    return key_type
 
 
 def _identifiers(csr: x509.CertificateSigningRequest) -> tuple[Identifier, ...]:

@@ -55,6 +55,14 @@ def directory_url_for(provider: Provider, environment: Environment, custom_url: 
         ) from None
 
 
+def ca_name(directory_url: str) -> str:
+    """What statistics call a CA: provider and environment of a known one, else the host of its directory."""
+    for (provider, environment), url in _PRESETS.items():
+        if url == directory_url:
+            return f"{provider}/{environment}"
+    return urlsplit(directory_url).netloc.rpartition("@")[2].lower()
+
+
 def _custom(url: str | None) -> str:
     if not url:
         raise _refused("/directory_url", "missing", "provider custom needs the directory_url of the CA")

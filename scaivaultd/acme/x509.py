@@ -246,6 +246,22 @@ def issuer_text(certificate: x509.Certificate) -> str:
         raise CertificateRefused("format", "the issuer's name cannot be read") from error
 
 
+def key_type_of(public_key: object) -> KeyType | None:
+    """The kind of a public key; None for those that are not certified here."""
+    match public_key:
+        case ec.EllipticCurvePublicKey(curve=ec.SECP256R1()):
+            return "ec-p256"
+        case ec.EllipticCurvePublicKey(curve=ec.SECP384R1()):
+            return "ec-p384"
+        case rsa.RSAPublicKey(key_size=2048):
+            return "rsa-2048"
+        case rsa.RSAPublicKey(key_size=3072):
+            return "rsa-3072"
+        case rsa.RSAPublicKey(key_size=4096):
+            return "rsa-4096"
+    return None
+
+
 def split_chain(pem: str) -> list[str]:
     """The PEM blocks of a stored chain, leaf first."""
     return [f"{_BEGIN}{block}" for block in pem.split(_BEGIN)[1:]]

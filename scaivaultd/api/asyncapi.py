@@ -211,7 +211,7 @@ def _event(event: type[Event]) -> dict[str, Any]:
 
 def _cloud_event_headers() -> dict[str, Any]:
     text = {"type": "string"}
-    return _headers(
+    headers = _headers(
         {
             "ce-specversion": {"const": "1.0"},
             "ce-id": {**text, "description": "The same for the same event, however often it is delivered."},
@@ -224,3 +224,6 @@ def _cloud_event_headers() -> dict[str, Any]:
             "Nats-Msg-Id": {**text, "description": "As `ce-id`, for JetStream to know repetitions by."},
         }
     )
+    of_trace = {**text, "description": "The trace (W3C) of the request or job that it comes from, if there is one."}
+    headers["properties"]["ce-traceparent"] = of_trace
+    return headers

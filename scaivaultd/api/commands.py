@@ -9,6 +9,7 @@ import msgspec
 
 from scaivaultd.api import access_messages as am
 from scaivaultd.api import messages as m
+from scaivaultd.api import operation_messages as om
 from scaivaultd.api.gate import UNLIMITED, Permits
 from scaivaultd.model import errors as e
 from scaivaultd.model.principals import SYSTEM, Principal
@@ -301,6 +302,79 @@ GET_REVOCATION = Command(
     errors=(e.NotFound,),
     summary="Show one revocation.",
     example={"id": "revocation_01k2v7m0e8zq3c9x5w1r4t6y8b"},
+)
+CONFIRM_DEPLOYMENT = Command(
+    name="pki.certificates.confirm",
+    method="POST",
+    path="/v1/pki/certificates/{id}/confirm",
+    request=om.ConfirmDeployment,
+    reply=om.DeploymentReply,
+    permission="cert.confirm",
+    errors=(e.NotFound, e.Conflict),
+    summary="Tell which version of a certificate a host uses; it is expected to follow from then on.",
+    example={**_CERTIFICATE, "host": "web-1", "version": 3},
+)
+LIST_DEPLOYMENTS = Command(
+    name="pki.certificates.deployments",
+    method="GET",
+    path="/v1/pki/certificates/{id}/deployments",
+    request=m.CertificateById,
+    reply=om.DeploymentList,
+    permission="cert.read",
+    errors=(e.NotFound,),
+    summary="List the hosts that use a certificate, and which version each has.",
+    example=_CERTIFICATE,
+)
+FORGET_DEPLOYMENT = Command(
+    name="pki.certificates.forget_deployment",
+    method="DELETE",
+    path="/v1/pki/certificates/{id}/deployments/{host}",
+    request=om.DeploymentByHost,
+    reply=om.DeploymentForgotten,
+    permission="cert.confirm",
+    errors=(e.NotFound,),
+    summary="Expect a host no longer to follow a certificate.",
+    example={**_CERTIFICATE, "host": "web-1"},
+)
+# For www.example.org; nobody has the keys.
+_EXAMPLE_PEM = (
+    "-----BEGIN CERTIFICATE-----\n"
+    "MIIBXzCCAQagAwIBAgIEGis8TTAKBggqhkjOPQQDAjAVMRMwEQYDVQQDDApFeGFt\n"
+    "cGxlIENBMCAXDTI2MDEwMTAwMDAwMFoYDzIwOTkwMTAxMDAwMDAwWjAAMFkwEwYH\n"
+    "KoZIzj0CAQYIKoZIzj0DAQcDQgAEOQHCIvES8mz79vfzLvllYRkadwKcaIG0v/Nu\n"
+    "16UrGKgn1ij/2ArOdO0FdqYjWqgu/s2nfuhJpqe2TU2C6bGWKKNXMFUwHQYDVR0R\n"
+    "AQH/BBMwEYIPd3d3LmV4YW1wbGUub3JnMBMGA1UdJQQMMAoGCCsGAQUFBwMBMB8G\n"
+    "A1UdIwQYMBaAFNm4+Vw6G6IlAg6/23pj7kTH6gQIMAoGCCqGSM49BAMCA0cAMEQC\n"
+    "IDszyQ8i8067KgwKh9/p5HLA5kLc6EvfoR5gbvJPYFFBAiBpiW0aE4rdmW8zdoU/\n"
+    "FQXVJJ6a24mbNzPv4GdKoERZEg==\n"
+    "-----END CERTIFICATE-----\n"
+    "-----BEGIN CERTIFICATE-----\n"
+    "MIIBUTCB+KADAgECAgECMAoGCCqGSM49BAMCMBcxFTATBgNVBAMMDEV4YW1wbGUg\n"
+    "Um9vdDAgFw0yNjAxMDEwMDAwMDBaGA8yMDk5MDEwMTAwMDAwMFowFTETMBEGA1UE\n"
+    "AwwKRXhhbXBsZSBDQTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABAykUMGS5AqW\n"
+    "xaC0bZFBwHXMefHqckn0Ubpb7udgvRBrGS7/58EH9kHHb4l2lCJsanTbVE4mV02p\n"
+    "qyBdC5UnUmqjNTAzMBIGA1UdEwEB/wQIMAYBAf8CAQAwHQYDVR0OBBYEFNm4+Vw6\n"
+    "G6IlAg6/23pj7kTH6gQIMAoGCCqGSM49BAMCA0gAMEUCIQDaj5wx4TWEq1jEP9W7\n"
+    "r21IwhpkZqcOthIonMH2GHRItAIgWHMO9OUgIzMGtxkVubDTjS5fON2S2ININndE\n"
+    "OcBNiVI=\n"
+    "-----END CERTIFICATE-----\n"
+)
+IMPORT_CERTIFICATE = Command(
+    name="pki.certificates.import",
+    method="POST",
+    path="/v1/pki/certificates/import",
+    request=om.ImportCertificate,
+    reply=m.CertificateReply,
+    status=201,
+    permission="cert.import",
+    errors=(e.NotFound, e.Conflict, e.UnsupportedChallenge, e.AccountUnusable),
+    summary="Take over a certificate of another ACME client, and renew it from now on.",
+    example={
+        "account_id": "le",
+        "chain_pem": _EXAMPLE_PEM,
+        "challenge_type": "http-01",
+        "source": "certbot:/etc/letsencrypt",
+    },
 )
 _BULK = {"id": "bulk_01k2v7m0e8zq3c9x5w1r4t6y8b"}
 CREATE_BULK_RENEWAL = Command(
@@ -640,6 +714,45 @@ UNSEAL = Command(
     summary="Give the passphrase of a sealed daemon; over its UNIX socket only.",
     example={"passphrase": "correct horse battery staple"},
 )
+LIST_EVENTS = Command(
+    name="events.list",
+    method="GET",
+    path="/v1/events",
+    request=om.ListEvents,
+    reply=om.EventList,
+    permission="cert.read",
+    summary="Read what has happened, or wait for what happens next.",
+    example={"after": 0, "type": "certificate.*"},
+)
+CREATE_BACKUP = Command(
+    name="sys.backup",
+    method="POST",
+    path="/v1/sys/backup",
+    request=om.CreateBackup,
+    reply=om.BackupReply,
+    permission="backup.create",
+    errors=(e.Conflict,),
+    summary="Write an encrypted backup into the daemon's state directory.",
+    example={"passphrase": "correct horse battery staple"},
+)
+RESUME = Command(
+    name="sys.resume",
+    method="POST",
+    path="/v1/sys/resume",
+    request=m.Nothing,
+    reply=om.ResumeReply,
+    permission="sys.resume",
+    summary="Let a daemon work that was restored from a backup: nothing else has this state any more.",
+)
+RELOAD = Command(
+    name="sys.reload",
+    method="POST",
+    path="/v1/sys/reload",
+    request=m.Nothing,
+    reply=om.ReloadReply,
+    permission="sys.reload",
+    summary="Read the configuration again, as SIGHUP does, and tell what changed and what waits for a restart.",
+)
 HEALTH = Command(
     name="sys.health",
     method="GET",
@@ -678,6 +791,10 @@ COMMANDS: tuple[Command[Any, Any], ...] = (
     LIST_VERSIONS,
     RENEW_CERTIFICATE,
     UPDATE_CERTIFICATE,
+    IMPORT_CERTIFICATE,
+    CONFIRM_DEPLOYMENT,
+    LIST_DEPLOYMENTS,
+    FORGET_DEPLOYMENT,
     REVOKE,
     GET_REVOCATION,
     CREATE_BULK_RENEWAL,
@@ -707,9 +824,13 @@ COMMANDS: tuple[Command[Any, Any], ...] = (
     WHO_AM_I,
     LIST_AUDIT,
     VERIFY_AUDIT,
+    LIST_EVENTS,
     MASTER_KEY,
     ROTATE_MASTER_KEY,
     UNSEAL,
+    CREATE_BACKUP,
+    RESUME,
+    RELOAD,
     HEALTH,
     INFO,
 )

@@ -11,11 +11,13 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from structlog.contextvars import bound_contextvars
 
 from scaivaultd.api import messages as m
 from scaivaultd.api.commands import RequestContext
 from scaivaultd.api.wrong_values import explained
 from scaivaultd.model import errors as e
+from scaivaultd.model import tracing
 from scaivaultd.model.principals import Principal
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     """One request as a gateway received it. `principal` None: nobody knows who is asking, and it is refused.
 
     `source` is where it came from, for the audit log; `request_id` the id that it has already, if any. `takes_keys`:
-    private keys may go back the way it came, in plain.
+    private keys may go back the way it came, in plain. `trace` is the caller's, which this becomes a part of.
     """
 
     body: bytes
@@ -48,16 +50,18 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str | None = None
     source: str | None = None
     takes_keys: bool = False
+    trace: tracing.Trace | None = None
 
 
 class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to send; `error_code` and `status` say what kind it is."""
+    """The answer to send; `error_code` and `status` say what kind it is, `traceparent` what was done for it."""
 
     body: bytes
     status: int
     request_id: str
     error_code: str | None = None
     error_title: str | None = None
+    traceparent: str | None = None
 
 
 class Dispatcher:
@@ -76,9 +80,18 @@ class Dispatcher:
 
     async def answer(self, name: str, incoming: Incoming) -> Outgoing:
         """Handle one request; never raises but for cancellation."""
-        binding = self._bindings[name]
         request_id = incoming.request_id or self._ids.request()
-        # No `bind`: a read that nothing is said about would pay for it.
+        with (
+            tracing.span(name, "server", caller=incoming.trace, request_id=request_id) as doing,
+            # Jobs that the request starts inherit it, and their lines say whose request they are about.
+            bound_contextvars(request_id=request_id, principal=str(incoming.principal)),
+        ):
+            outgoing = await self._outgoing(name, incoming, request_id)
+            doing.error = outgoing.error_code
+            return msgspec.structs.replace(outgoing, traceparent=doing.trace.traceparent)
+
+    async def _outgoing(self, name: str, incoming: Incoming, request_id: str) -> Outgoing:
+        binding = self._bindings[name]
         about = {"request_id": request_id, "command": name}
         try:
             reply = await self._handled(binding, incoming, request_id)
@@ -95,6 +108,22 @@ class Dispatcher:
         # Reading is what everybody does all day; what changes something is the life of a certificate.
         (self._log.debug if binding.command.method == "GET" else self._log.info)("request.answered", **about)
         return Outgoing(body=body, status=getattr(reply, "http_status", binding.command.status), request_id=request_id)
+
+    async def require(self, command: Command[Any, Any], incoming: Incoming) -> None:
+        """Go on only if whoever asks might send this command, although nothing is done about it.
+
+        Raises:
+            ScaivaultError: they may not, and that is written down; that they may is not.
+        """
+        if incoming.principal is None:
+            raise e.Unauthenticated("nobody knows who is asking")
+        await self._gate.admit(
+            command,
+            command.request(),
+            principal=incoming.principal,
+            request_id=incoming.request_id or self._ids.request(),
+            source=incoming.source,
+        )
 
     async def _handled(self, binding: Binding, incoming: Incoming, request_id: str) -> msgspec.Struct:
         if incoming.principal is None:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from scaivaultd.model import tracing
 from scaivaultd.model.ids import EventId
 from scaivaultd.model.resources import (
     Environment,
@@ -26,7 +27,7 @@ from scaivaultd.model.storage import OutboxEvent
 
 if TYPE_CHECKING:
     from scaivaultd.model.access import Anchor, Token
-    from scaivaultd.model.resources import Account, Certificate, Issued, Order, Renewal, Revocation
+    from scaivaultd.model.resources import Account, Certificate, Deployment, Issued, Order, Renewal, Revocation
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -191,6 +192,58 @@ class CertificateRevoked(Event, frozen=True):
     reason: RevocationReason | None
     origin: str
     revoked_at: datetime
+
+
+class CertificateImported(Event, frozen=True):
+    """A certificate of another ACME client was taken over."""
+
+    type: ClassVar[str] = "certificate.imported"
+    summary: ClassVar[str] = "A certificate that another ACME client obtained is renewed here from now on."
+
+    certificate_id: str
+    account_id: str
+    domains: list[str]
+    version: int
+    serial_number: str
+    fingerprint_sha256: str
+    issuer: str
+    not_before: datetime
+    not_after: datetime
+    auto_renew: bool
+    source: str
+
+
+class CertificateDeployed(Event, frozen=True):
+    """A host uses a version of a certificate, as it says itself."""
+
+    type: ClassVar[str] = "certificate.deployed"
+    summary: ClassVar[str] = "A host has told which version of a certificate it uses; once for each version and host."
+
+    certificate_id: str
+    host: str
+    version: int
+    current_version: int
+    where: str
+    error: str | None
+
+
+class CertificateDeployOverdue(Event, frozen=True):
+    """A host has not followed a new version of a certificate in time."""
+
+    type: ClassVar[str] = "certificate.deploy_overdue"
+    summary: ClassVar[str] = (
+        "A host that used a certificate has not confirmed its new version in time "
+        "(`[deployments] overdue_seconds`); once for each version and host."
+    )
+
+    certificate_id: str
+    domains: list[str]
+    host: str
+    version: int
+    current_version: int
+    issued_at: datetime | None
+    confirmed_at: datetime
+    not_after: datetime
 
 
 class OrderCancelled(Event, frozen=True):
@@ -365,6 +418,9 @@ EVENTS: tuple[type[Event], ...] = (
     CertificateExpiring,
     CertificateExpired,
     CertificateRevoked,
+    CertificateImported,
+    CertificateDeployed,
+    CertificateDeployOverdue,
     OrderFailed,
     OrderCancelled,
     AccountCreated,
@@ -400,6 +456,24 @@ def certificate_issued(certificate: Certificate, order: Order, now: datetime) ->
         fallback_from=list(order.accounts_tried),
     )
     return _queued(body, certificate.id, order.id, now)
+
+
+def certificate_imported(certificate: Certificate, source: str, now: datetime) -> OutboxEvent:
+    """The event of a certificate that was taken over; one for each, for ever."""
+    body = CertificateImported(
+        certificate_id=certificate.id,
+        account_id=certificate.account_id,
+        domains=[str(each) for each in certificate.identifiers],
+        version=certificate.version,
+        serial_number=certificate.serial_number,
+        fingerprint_sha256=certificate.fingerprint_sha256,
+        issuer=certificate.issuer,
+        not_before=certificate.not_before,
+        not_after=certificate.not_after,
+        auto_renew=certificate.auto_renew,
+        source=source,
+    )
+    return _queued(body, certificate.id, certificate.order_id, now)
 
 
 def certificate_renewed(certificate: Certificate, previous: Certificate, order: Order, now: datetime) -> OutboxEvent:
@@ -501,6 +575,37 @@ def certificate_revoked(
         revoked_at=revocation.at,
     )
     return _queued(body, certificate.id, f"{certificate.id}.{version.version}", now)
+
+
+def certificate_deployed(certificate: Certificate, deployment: Deployment, now: datetime) -> OutboxEvent:
+    """The event of a host that uses a version, or could not take it in use; each comes once."""
+    body = CertificateDeployed(
+        certificate_id=certificate.id,
+        host=deployment.host,
+        version=deployment.version,
+        current_version=certificate.version,
+        where=deployment.where,
+        error=deployment.error,
+    )
+    # What callers choose comes last: no host's name can make the id another's.
+    outcome = "used" if deployment.error is None else "failed"
+    cause_id = f"{certificate.id}.{deployment.version}.{outcome}.{deployment.host}"
+    return _queued(body, certificate.id, cause_id, now)
+
+
+def certificate_deploy_overdue(certificate: Certificate, deployment: Deployment, now: datetime) -> OutboxEvent:
+    """The event of a host that is behind; once for each version and host."""
+    body = CertificateDeployOverdue(
+        certificate_id=certificate.id,
+        domains=[str(each) for each in certificate.identifiers],
+        host=deployment.host,
+        version=deployment.version,
+        current_version=certificate.version,
+        issued_at=certificate.issued_at,
+        confirmed_at=deployment.confirmed_at,
+        not_after=certificate.not_after,
+    )
+    return _queued(body, certificate.id, f"{certificate.id}.{certificate.version}.{deployment.host}", now)
 
 
 def order_cancelled(order: Order, now: datetime) -> OutboxEvent:
@@ -625,6 +730,9 @@ def cloud_event_headers(event: OutboxEvent, source: str) -> dict[str, str]:
         "ce-time": event.time,
         "ce-datacontenttype": "application/json",
     }
+    if event.traceparent is not None:
+        # The extension "distributed tracing" of CloudEvents.
+        attributes["ce-traceparent"] = event.traceparent
     encoded = {name: quote(value, safe="/:;,.+-_~@!$&'()*=") for name, value in attributes.items()}
     return {**encoded, "Content-Type": "application/json"}
 
@@ -637,4 +745,5 @@ def _queued(body: Event, resource_id: str, cause_id: str, now: datetime) -> Outb
         resource_id=resource_id,
         time=now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         data=_ENCODER.encode(body),
+        traceparent=None if (trace := tracing.current()) is None else trace.traceparent,
     )

@@ -19,6 +19,7 @@ from scaivaultd.model.resources import (
     CertificateStatus,
     ChallengeType,
     Environment,
+    Evidence,
     IdentifierTrouble,
     KeyType,
     OrderCause,
@@ -431,6 +432,13 @@ class OrderReply(msgspec.Struct, frozen=True, kw_only=True):
     attempt: Annotated[int, Meta(description="How many setbacks it has had.")] = 0
     next_try_at: Annotated[datetime | None, Meta(description="When it goes on after a setback.")] = None
     error: Annotated[Trouble | None, Meta(description="The last setback, or why it is invalid.")] = None
+    evidence: Annotated[
+        tuple[Evidence, ...],
+        Meta(
+            description="What the daemon saw itself, at each address or name server, right after the CA had refused a "
+            "challenge; `ok` null: it could not be seen from here."
+        ),
+    ] = ()
     requested_by: Annotated[
         str | None, Meta(description="Who asked for it; for a renewal, whose the certificate is: `token:...`.")
     ] = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from scaivaultd import __version__
-from scaivaultd.api.commands import COMMANDS, EVERYWHERE
+from scaivaultd.api.commands import COMMANDS, EVERYWHERE, INFO
 from scaivaultd.api.components import (
     IDEMPOTENCY_KEY,
     LICENSE,
@@ -110,6 +110,7 @@ def openapi() -> dict[str, Any]:
         paths.setdefault(command.path, {})[command.method.lower()] = _operation(command)
     for path, summary, media_type in _PAGES:
         paths[path] = {"get": _page(path, summary, media_type)}
+    paths["/metrics"] = {"get": _metrics()}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -280,6 +281,25 @@ def _page(path: str, summary: str, media_type: str) -> dict[str, Any]:
         "summary": summary,
         "responses": answers,
         "security": [],
+    }
+
+
+def _metrics() -> dict[str, Any]:
+    text = {"schema": {"type": "string"}}
+    answers: dict[str, Any] = {
+        "200": {
+            "description": "All metrics at this moment.",
+            "headers": _headers("X-Request-Id"),
+            "content": {"text/plain": text, "application/openmetrics-text": text},
+        }
+    }
+    answers |= {str(status): _response(_group(codes)) for status, codes in codes_by_status(INFO).items()}
+    return {
+        "tags": ["service"],
+        "operationId": "metrics",
+        "summary": "What there is to be measured, for Prometheus.",
+        "description": f"Permission: `{INFO.permission}`. OpenMetrics where `Accept` wants it. Sealed or not.",
+        "responses": answers,
     }
 
 

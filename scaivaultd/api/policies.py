@@ -48,7 +48,7 @@ KEY_READ = "key.read"
 _VIEWER = frozenset(
     {"account.read", "order.read", "cert.read", "dns_provider.read", "event.read", "sys.health", "sys.info"}
 )
-_ISSUER = _VIEWER | {"cert.issue", "cert.renew", "cert.update", "order.cancel", "secret.use"}
+_ISSUER = _VIEWER | {"cert.issue", "cert.renew", "cert.update", "cert.confirm", "order.cancel", "secret.use"}
 _OPERATOR = _ISSUER | {
     "cert.revoke",
     "cert.import",
@@ -75,7 +75,8 @@ _ADMIN = _OPERATOR | {
     "token.rotate",
     "audit.read",
     "backup.create",
-    "backup.restore",
+    "sys.resume",
+    "sys.reload",
     "master_key.read",
     "master_key.rotate",
     "master_key.unseal",
@@ -98,7 +99,18 @@ ACTIONS = _ADMIN | {KEY_READ}
 """Every action there is."""
 
 _ORDERING = frozenset({"cert.issue", "cert.renew", "cert.update"})
-_NAMED = frozenset({"cert.issue", "cert.update", "cert.revoke", "cert.import", "cert.delete", "order.cancel", KEY_READ})
+_NAMED = frozenset(
+    {
+        "cert.issue",
+        "cert.update",
+        "cert.confirm",
+        "cert.revoke",
+        "cert.import",
+        "cert.delete",
+        "order.cancel",
+        KEY_READ,
+    }
+)
 _ABOUT_NAMES = _NAMED | {"cert.renew", "cert.read", "order.read"}
 _ABOUT_ACCOUNT = frozenset({"account.create", "account.update", "account.rotate_key", "account.deactivate"})
 _ABOUT_SECRET = frozenset({"secret.use", "secret.write", "secret.delete"})

@@ -18,7 +18,9 @@ from nats.micro.service import EndpointConfig, EndpointStats, Service, ServiceCo
 from scaivaultd.api.dispatch import Incoming, Outgoing
 from scaivaultd.api.schema import endpoint_metadata
 from scaivaultd.gateways.nats_identity import Asked, Callers, how_to_ask
+from scaivaultd.model import metrics
 from scaivaultd.model.errors import InvalidRequest, RateLimited, Standby, Unauthenticated
+from scaivaultd.model.tracing import read_trace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -260,20 +262,26 @@ class NatsGateway:
     async def _answer(
         self, ingress: Ingress, name: str, request: Request, caller: Caller, counts: dict[str, int]
     ) -> None:
+        started = self._clock.monotonic()
         outgoing = await self._answered(ingress, name, request, caller)
+        metrics.REQUESTS.labels(transport="nats", operation=name, code=outgoing.error_code or "ok").inc()
+        metrics.REQUEST_DURATION.labels(transport="nats", operation=name).observe(self._clock.monotonic() - started)
         counts["answered" if outgoing.error_code is None else "failed"] += 1
         await self._respond(request, outgoing)
 
     async def _answered(self, ingress: Ingress, name: str, request: Request, caller: Caller) -> Outgoing:
         if caller.principal is None:
+            metrics.AUTH_FAILURES.labels(transport="nats", reason="unknown_sender").inc()
             self._log.info("nats.sender_unknown", subject=request.subject[:200], reason=caller.refusal)
             return self._dispatcher.refusal(Unauthenticated(caller.refusal))
+        headers = request.headers or {}
         incoming = Incoming(
             body=request.data,
             principal=caller.principal,
-            idempotency_key=_header(request.headers or {}, "idempotency-key"),
+            idempotency_key=_header(headers, "idempotency-key"),
             source=f"nats:{ingress.root}",
             takes_keys=caller.takes_keys,
+            trace=read_trace(_header(headers, "traceparent"), _header(headers, "tracestate")),
         )
         return await self._dispatcher.answer(name, incoming)
 
@@ -284,6 +292,8 @@ class NatsGateway:
             )
             outgoing = self._dispatcher.refusal(InvalidRequest(detail))
         headers = {"X-Request-Id": outgoing.request_id, "Content-Type": "application/json"}
+        if outgoing.traceparent is not None:
+            headers["traceparent"] = outgoing.traceparent
         if outgoing.error_code is not None:
             headers["Content-Type"] = "application/problem+json"
             headers[ERROR_HEADER] = outgoing.error_title or ""

@@ -10,6 +10,7 @@ import msgspec
 
 from scaivaultd.gateways.nats_identity import OWN_INBOX
 from scaivaultd.gateways.nats_wire import ReadingClient
+from scaivaultd.model import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,6 +137,7 @@ class NatsBus:
 
     async def _on_reconnected(self) -> None:
         self._connected.set()
+        metrics.NATS_RECONNECTS.inc()
         self._log.info("nats.reconnected", server=self._server())
 
     def _server(self) -> str:

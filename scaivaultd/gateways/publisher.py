@@ -14,6 +14,7 @@ import nats.js.errors
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
 from scaivaultd.api.events import cloud_event_headers
+from scaivaultd.model import metrics
 from scaivaultd.model.errors import StorageUnavailable
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class Publisher:
             self._log.error("event.too_large", event_id=event.id, subject=subject, bytes=size)
             return
         await self._jetstream.publish(subject, event.data, timeout=_ACK_SECONDS, headers=headers)
+        metrics.EVENTS_PUBLISHED.labels(type=event.type).inc()
         self._log.debug("event.published", event_id=event.id, subject=subject)
 
     async def _ensure_stream(self) -> None:

@@ -20,6 +20,7 @@ from scaivaultd.gateways.rest_replies import Reply, challenge, cors, failed, ref
 from scaivaultd.gateways.rest_sockets import BoundUnix, UnixSocket, bind_unix, require_loopback
 from scaivaultd.gateways.rest_tls import Tls, TlsFiles
 from scaivaultd.model import errors as e
+from scaivaultd.model import metrics
 
 if TYPE_CHECKING:
     import socket
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from scaivaultd.api.dispatch import Dispatcher
     from scaivaultd.api.messages import HealthReply
+    from scaivaultd.gateways.metrics_page import MetricsPage
     from scaivaultd.gateways.rest_connections import Reason
     from scaivaultd.model.clock import Clock
     from scaivaultd.model.ids import IdMaker
@@ -68,6 +70,7 @@ class RestGateway:
         clock: Clock,
         log: FilteringBoundLogger,
         origins: Sequence[str] = (),
+        metrics_page: MetricsPage | None = None,
         limits: RestLimits | None = None,
     ) -> None:
         """Takes the TCP sockets over: they are closed with the gateway.
@@ -88,6 +91,7 @@ class RestGateway:
             authenticator=authenticator or OwnUserOnly(os.geteuid()),
             health=health,
             pages=Pages(subjects),
+            metrics_page=metrics_page,
             limits=self._limits.request,
             head_bytes=self._limits.connections.head_bytes,
             log=log,
@@ -148,6 +152,10 @@ class RestGateway:
         if is_read:
             self._log.info("rest.tls_reloaded")
         return is_read
+
+    def use_origins(self, origins: Sequence[str]) -> None:
+        """Let pages of these web origins read answers, and of no others, from now on."""
+        self._origins = tuple(origins)
 
     def use_certificate(self, chain_pem: str, key_pem: str) -> None:
         """Serve that certificate from now on, where TLS is `managed`; connections that are there keep theirs.
@@ -213,7 +221,9 @@ class RestGateway:
         )
         if asked.named is not None:
             self._log.info("rest.named", request_id=asked.request_id, named=asked.named)
+        started = self._clock.monotonic()
         reply = await self._reply_to(asked)
+        self._count(asked, reply, self._clock.monotonic() - started)
         shared = cors(self._origins, request.headers.get("Origin"), is_preflight=request.method == "OPTIONS")
         if reply.status == 401:
             shared = {**shared, "WWW-Authenticate": challenge(with_token="Authorization" in request.headers)}
@@ -225,6 +235,12 @@ class RestGateway:
                 closes=reply.closes or self._closing,
             )
         )
+
+    def _count(self, asked: Asked, reply: Reply, seconds: float) -> None:
+        transport = "unix" if asked.source.listener == "unix" else "http"
+        operation = self._answers.operation(asked.request)
+        metrics.REQUESTS.labels(transport=transport, operation=operation, code=reply.code).inc()
+        metrics.REQUEST_DURATION.labels(transport=transport, operation=operation).observe(seconds)
 
     async def _reply_to(self, asked: Asked) -> Reply:
         told = asked.named or asked.request_id

@@ -13,7 +13,9 @@ from weakref import WeakValueDictionary
 import msgspec
 from aiohttp import HttpVersion11, web
 
+from scaivaultd.api import commands
 from scaivaultd.api.dispatch import BODY_MAX, Incoming, Outgoing, decode
+from scaivaultd.gateways.metrics_page import METRICS_PATH, MetricsPage
 from scaivaultd.gateways.rest_conditions import Conditions, conditions_of, etag_of
 from scaivaultd.gateways.rest_documents import Documents
 from scaivaultd.gateways.rest_errors import HttpRefused
@@ -23,6 +25,8 @@ from scaivaultd.gateways.rest_pages import PAGE_PATHS, Pages
 from scaivaultd.gateways.rest_replies import NO_STORE, REVALIDATE, Reply, failed
 from scaivaultd.gateways.rest_routes import Resource, Routes, Target, read_target
 from scaivaultd.model import errors as e
+from scaivaultd.model import metrics
+from scaivaultd.model.tracing import read_trace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,7 +43,7 @@ _POLL_SECONDS = "2"
 _KEY_PERMISSION = "key.read"
 _WAITS = ("wait_seconds", "wait_end_seconds", "timeout_seconds")
 _PROBES = frozenset({"/livez", "/readyz"})
-_OPEN = _PROBES | PAGE_PATHS
+_BESIDE_THE_TABLE = _PROBES | PAGE_PATHS | {METRICS_PATH}
 _OPEN_METHODS = "GET, HEAD, OPTIONS"
 
 
@@ -74,6 +78,7 @@ class Answers:
         authenticator: Authenticator,
         health: Callable[[], Awaitable[HealthReply]],
         pages: Pages,
+        metrics_page: MetricsPage | None,
         limits: RequestLimits,
         head_bytes: int,
         log: FilteringBoundLogger,
@@ -82,12 +87,25 @@ class Answers:
         self._authenticator = authenticator
         self._health = health
         self._pages = pages
+        self._metrics_page = metrics_page
         self._limits = limits
         self._head_bytes = head_bytes
         self._log = log
         self._routes = Routes(dispatcher.commands)
         self._documents = {each.name: Documents(each) for each in dispatcher.commands}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def operation(self, request: web.BaseRequest) -> str:
+        """Which command a request is for, or which page, to be counted by."""
+        try:
+            target = read_target(request.raw_path)
+        except ValueError:
+            return metrics.OTHER
+        if target.path in _BESIDE_THE_TABLE:
+            return target.path.removeprefix("/")
+        resource = self._routes.find(target.segments)
+        command = resource.command(request.method) if resource else None
+        return metrics.OTHER if command is None else command.name
 
     async def answer(self, asked: Asked) -> Reply:
         """Answer one request.
@@ -102,7 +120,7 @@ class Answers:
             target = read_target(request.raw_path)
         except ValueError as error:
             raise HttpRefused(400, str(error), closes=True) from error
-        if request.method == "OPTIONS" and target.path in _OPEN:
+        if request.method == "OPTIONS" and target.path in _BESIDE_THE_TABLE:
             return Reply(status=204, headers={"Allow": _OPEN_METHODS})
         if target.path in _PROBES:
             return await self._probed(target.path, asked)
@@ -112,12 +130,14 @@ class Answers:
             raise e.RateLimited("as many requests as may be are being handled already", 1)
         if target.path in PAGE_PATHS:
             return await self._described(target.path, request)
+        if target.path == METRICS_PATH:
+            return await self._measured(asked)
         resource = self._routes.find(target.segments)
         if resource.has_foreign_slash if resource else any("/" in each for each in target.segments):
             raise HttpRefused(400, "%2F does not belong into a path", closes=True)
         if request.method == "OPTIONS" and resource is not None:
             return Reply(status=204, headers={"Allow": resource.allow})
-        principal = await self._identified(target, asked)
+        principal = await self._identified(asked)
         resource, command = _row(resource, request.method)
         body = await self._body(request)
         document = self._documents[command.name].document(resource.members(command), target.query, body)
@@ -148,7 +168,22 @@ class Answers:
         # Strangers learn no more than that; `sys.health` has the parts.
         return Reply(status=health.http_status, body=msgspec.json.encode({"status": health.status}))
 
-    async def _identified(self, target: Target, asked: Asked) -> Principal:
+    async def _measured(self, asked: Asked) -> Reply:
+        _require_get(METRICS_PATH, asked.request)
+        if self._metrics_page is None:
+            raise e.NotFound("there are no metrics here")
+        principal = await self._identified(asked)
+        incoming = Incoming(body=b"", principal=principal, request_id=asked.request_id, source=str(asked.source))
+        try:
+            async with asyncio.timeout(self._limits.handler_seconds):
+                # Scraped every few seconds: only a refusal is worth a record.
+                await self._dispatcher.require(commands.INFO, incoming)
+                told = await self._metrics_page.render(asked.request.headers.get("Accept", ""))
+        except TimeoutError as error:
+            raise e.Timeout("the metrics could not be told in time") from error
+        return Reply(status=200, body=told.body, content_type=told.content_type)
+
+    async def _identified(self, asked: Asked) -> Principal:
         fields = asked.request.headers.getall("Authorization", [])
         peer = asked.source.peer
         try:
@@ -197,6 +232,7 @@ class Answers:
             request_id=asked.request_id,
             source=str(asked.source),
             takes_keys=True,
+            trace=read_trace(asked.request.headers.get("traceparent"), asked.request.headers.get("tracestate")),
         )
         conditions = _conditions(asked.request)
         seconds = self._limits.handler_seconds + _asked_to_wait(wanted)
@@ -212,8 +248,12 @@ class Answers:
         except TimeoutError as error:
             raise e.Timeout(f"the answer took longer than {seconds:g} s; what was set going goes on") from error
         if outgoing.error_code is not None:
-            return failed(outgoing, asked.named or asked.request_id)
-        return self._succeeded(command, outgoing, conditions)
+            reply = failed(outgoing, asked.named or asked.request_id)
+        else:
+            reply = self._succeeded(command, outgoing, conditions)
+        if outgoing.traceparent is None:
+            return reply
+        return msgspec.structs.replace(reply, headers={**reply.headers, "traceparent": outgoing.traceparent})
 
     async def _require(self, conditions: Conditions, resource: Resource, wanted: Incoming) -> Outgoing | None:
         """Look whether what GET shows now is what the caller assumes; what is returned says why that cannot be told.

@@ -37,6 +37,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}
     request_id: str = ""
     closes: bool = False
+    code: str = "ok"
 
 
 def failed(outgoing: Outgoing, request_id: str) -> Reply:
@@ -59,6 +60,7 @@ def _of_problem(problem: ProblemReply, headers: Mapping[str, str], *, closes: bo
         headers={**retry, **headers},
         request_id=problem.request_id,
         closes=closes,
+        code=problem.code,
     )
 
 

@@ -26,20 +26,24 @@ _PATH_BYTES_MAX = 107  # sun_path of Linux, less its end
 
 
 class UnixSocket(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the socket is; `group` may use it beside the daemon's own user."""
+    """Where the socket is; `group` may use it beside the daemon's own user.
+
+    `passed` listens there already, and is somebody else's: its file, with its mode and group, stays as it is.
+    """
 
     path: Path
     group: str | None = None
+    passed: socket.socket | None = None
 
 
 class BoundUnix:
     """A UNIX socket that listens; `without_group`: it could not be given to the group that was wanted."""
 
-    def __init__(self, path: Path, listening: socket.socket) -> None:
+    def __init__(self, path: Path, listening: socket.socket, *, is_ours: bool = True) -> None:
         self.socket = listening
         self.without_group = False
         self._path = path
-        self._identity = _identity(path)
+        self._identity = _identity(path) if is_ours else None
 
     def remove(self) -> None:
         """Take the file away, unless somebody else has put another one there. To be done before the socket is closed.
@@ -57,6 +61,9 @@ def bind_unix(wanted: UnixSocket) -> BoundUnix:
     Raises:
         StartupError: the path cannot be used; the text says what to do about it.
     """
+    if wanted.passed is not None:
+        # A copy: whoever takes this gateway's place, such as after the daemon was unsealed, listens there too.
+        return BoundUnix(wanted.path, wanted.passed.dup(), is_ours=False)
     gid = _gid(wanted.group)
     try:
         _remove_stale(wanted.path)

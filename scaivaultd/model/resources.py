@@ -39,8 +39,9 @@ RevocationReason = Literal[
 ]
 """What subscribers may say to public CAs (RFC 5280 section 5.3.1 has more)."""
 
-OrderCause = Literal["issue", "schedule", "ari", "request", "update", "revocation", "bulk"]
-"""Why an order was made: `issue` by a caller for a new certificate; the others make a new version of one: `schedule`
+OrderCause = Literal["issue", "import", "schedule", "ari", "request", "update", "revocation", "bulk"]
+"""Why an order was made: `issue` by a caller for a new certificate; `import` stands for the order that another client
+made of a certificate that was taken over, and no CA was asked; the others make a new version of one: `schedule`
 by its lifetime, `ari` by the CA's renewal window, `request` by a caller, `update` since its terms have changed,
 `revocation` to replace a version that is revoked, `bulk` as one of many."""
 
@@ -204,6 +205,24 @@ class PreflightVerdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     detail: str = ""
 
 
+class Sighting(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What we saw at one place that a CA may have looked at; `ok` None: it could not be seen from here."""
+
+    where: str
+    saw: str
+    ok: bool | None = None
+
+
+EvidenceCheck = Literal["http-01", "tls-alpn-01", "dns-01", "dnssec", "caa"]
+
+
+class Evidence(Sighting, frozen=True, kw_only=True, omit_defaults=True):
+    """What we saw ourselves of one name when its CA had just refused it: an address, a name server, or a zone."""
+
+    identifier: str
+    check: EvidenceCheck
+
+
 class Queued(msgspec.Struct, frozen=True, kw_only=True):
     """Why an order waits although nothing is wrong: a budget at its CA, and when its turn is expected."""
 
@@ -267,6 +286,7 @@ class Order(Terms, frozen=True, kw_only=True, omit_defaults=True):
     version: int | None = None
     not_after: datetime | None = None
     dns_records: tuple[PropagationReport, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
 
 
 class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -393,6 +413,26 @@ class Renewal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     poll_at: datetime | None = None
     polls_failed: int = 0
     hurried: int = 0
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A host that uses a certificate, as it said last. `told_version`: its being behind that version was told.
+
+    `used` are the latest versions that it was told to use, `failed` those it could not take in use: each is an event
+    once only.
+    """
+
+    certificate_id: CertificateId
+    host: str
+    version: int
+    first_seen_at: datetime
+    confirmed_at: datetime
+    confirmed_by: str
+    where: str = ""
+    error: str | None = None
+    told_version: int = 0
+    used: tuple[int, ...] = ()
+    failed: tuple[int, ...] = ()
 
 
 class BulkRenewal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

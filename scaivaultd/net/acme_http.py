@@ -8,6 +8,7 @@ requests that may be repeated; everything longer goes up as an error, for the jo
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -16,7 +17,9 @@ import aiohttp
 import msgspec
 
 from scaivaultd.acme import exchange, named_urls, wire
+from scaivaultd.acme.directories import ca_name
 from scaivaultd.acme.exchange import Answer
+from scaivaultd.model import metrics, tracing
 from scaivaultd.model.errors import CaMisbehaved, CaUnavailable, ScaivaultError
 from scaivaultd.net.acme_client import AcmeClient
 from scaivaultd.net.guard import AddressGuard, GuardedResolver
@@ -42,6 +45,7 @@ DIRECTORY_FRESH_SECONDS = 6 * 3600.0
 DIRECTORY_YOUNG_SECONDS = 300.0
 """A copy younger than this is not doubted because a thing below an endpoint is not there."""
 
+_ARTICLE = re.compile(r"^(?:the|an?) ")
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10, sock_read=30)
 
 
@@ -230,6 +234,13 @@ class CaConnection:
         return answer
 
     async def _request(self, method: str, url: str, what: str, body: bytes | None) -> Answer:
+        # The trace ends here: what we call a request is nothing to a CA.
+        with tracing.span(f"acme {what}", "client", ca=urlsplit(url).hostname or "", method=method) as doing:
+            answer = await self._exchange(method, url, what, body)
+            doing.attributes["status"] = answer.status
+            return answer
+
+    async def _exchange(self, method: str, url: str, what: str, body: bytes | None) -> Answer:
         headers = {"Content-Type": "application/jose+json"} if body is not None else {}
         started = self._clock.monotonic()
         try:
@@ -244,7 +255,9 @@ class CaConnection:
                     body=await _bounded(response, what),
                 )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            self._count(what, "none", started)
             raise _translated(error, what) from error
+        self._count(what, str(answer.status), started)
         self._log.debug(
             "acme.request",
             method=method,
@@ -254,6 +267,11 @@ class CaConnection:
             ca_request_id=answer.header("boulder-request-id") or answer.header("x-request-id"),
         )
         return answer
+
+    def _count(self, what: str, code: str, started: float) -> None:
+        ca, resource = ca_name(self.directory_url), _ARTICLE.sub("", what).replace("'s", "").replace(" ", "_")
+        metrics.ACME_REQUESTS.labels(ca=ca, resource=resource, code=code).inc()
+        metrics.ACME_REQUEST_DURATION.labels(ca=ca, resource=resource).observe(self._clock.monotonic() - started)
 
 
 async def _bounded(response: aiohttp.ClientResponse, what: str) -> bytes:

@@ -47,6 +47,10 @@ class AddressGuard:
         self._listed = frozenset(entry.lower() for entry in private_directories)
         self._further = frozenset(entry.lower() for entry in further_hosts)
 
+    def list_only(self, private_directories: Sequence[str]) -> None:
+        """Except others from now on; connections that are there stay."""
+        self._listed = frozenset(entry.lower() for entry in private_directories)
+
     def allows(self, host: str, port: int, address: str) -> bool:
         """Whether a connection to `address` under the name `host` may be made."""
         if _is_public(ipaddress.ip_address(address.partition("%")[0])):

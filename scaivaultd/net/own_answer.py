@@ -19,6 +19,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from cryptography import x509
 from yarl import URL
 
+from scaivaultd.model.resources import Sighting
 from scaivaultd.net.guard import ask_the_system
 
 if TYPE_CHECKING:
@@ -70,14 +71,22 @@ class OwnAnswers:
 
     async def http01(self, host: str, token: str, expected: str) -> str | None:
         """What stands in the way of the key authorization at `host`, in words; None when it is there."""
+        return _summary(await self.see_http01(host, token, expected))
+
+    async def tlsalpn01(self, host: str, expected_digest: bytes) -> str | None:
+        """The same for the `acme-tls/1` certificate; `host` is a name or an address."""
+        return _summary(await self.see_tlsalpn01(host, expected_digest))
+
+    async def see_http01(self, host: str, token: str, expected: str) -> Sequence[Sighting]:
+        """What each address of `host` has at the challenge's path."""
         authority = f"[{host}]" if ":" in host else host
         url = URL(f"http://{authority}:{self._http01_port}/.well-known/acme-challenge/{token}")
         return await self._at_each_address(
             host, self._http01_port, lambda address: self._require_body(address, url, expected.encode())
         )
 
-    async def tlsalpn01(self, host: str, expected_digest: bytes) -> str | None:
-        """The same for the `acme-tls/1` certificate; `host` is a name or an address."""
+    async def see_tlsalpn01(self, host: str, expected_digest: bytes) -> Sequence[Sighting]:
+        """What each address of `host` shows to whoever speaks `acme-tls/1`."""
         # SNI holds no addresses, so their reverse names stand for them (RFC 8738 section 6).
         server_name = ipaddress.ip_address(host).reverse_pointer if _is_address(host) else host
         return await self._at_each_address(
@@ -88,22 +97,19 @@ class OwnAnswers:
 
     async def _at_each_address(
         self, host: str, port: int, look: Callable[[str], Coroutine[Any, Any, None]]
-    ) -> str | None:
+    ) -> Sequence[Sighting]:
         deadline = asyncio.get_running_loop().time() + self._total_seconds
         try:
             async with asyncio.timeout_at(deadline):
                 addresses = await self._addresses(host, port)
         except TimeoutError:
-            return f"no name server gave its address within {self._total_seconds:g} s"
+            return _nowhere(f"no name server gave its address within {self._total_seconds:g} s")
         except (OSError, UnicodeError) as error:
             is_silence = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
-            return "no name server gave its address" if is_silence else "it has no address"
+            return _nowhere("no name server gave its address" if is_silence else "it has no address")
         async with asyncio.TaskGroup() as group:
             tasks = {each: group.create_task(_in_words(look, each, deadline)) for each in addresses}
-        seen = {address: task.result() for address, task in tasks.items()}
-        # Where this host has no way to an address family, a CA may have one all the same.
-        routable = {address: words for address, words in seen.items() if words != _UNROUTABLE}
-        return _summary(routable or seen, port)
+        return [_sighting(address, port, task.result()) for address, task in tasks.items()]
 
     async def _addresses(self, host: str, port: int) -> Sequence[str]:
         if _is_address(host):
@@ -223,11 +229,21 @@ def _words(error: Exception) -> str:
             return "no valid HTTP answer"
 
 
-def _summary(seen: dict[str, str | None], port: int) -> str | None:
-    obstacles = [
-        f"{f'[{address}]' if ':' in address else address}:{port}: {words}" for address, words in seen.items() if words
-    ]
-    return "; ".join(obstacles) or None
+def _nowhere(why: str) -> Sequence[Sighting]:
+    return [Sighting(where="", saw=why, ok=False)]
+
+
+def _sighting(address: str, port: int, obstacle: str | None) -> Sighting:
+    where = f"{f'[{address}]' if ':' in address else address}:{port}"
+    if obstacle is None:
+        return Sighting(where=where, saw="our answer", ok=True)
+    # Where this host has no way to an address family, a CA may have one all the same.
+    return Sighting(where=where, saw=obstacle, ok=None if obstacle == _UNROUTABLE else False)
+
+
+def _summary(seen: Sequence[Sighting]) -> str | None:
+    told = [each for each in seen if each.ok is not None] or seen
+    return "; ".join(f"{each.where}: {each.saw}".removeprefix(": ") for each in told if not each.ok) or None
 
 
 async def _require_proof(response: aiohttp.ClientResponse, expected: bytes) -> None:

@@ -15,8 +15,10 @@ import msgspec
 from msgspec import UNSET
 
 from scaivaultd.acme.csr import read_csr
+from scaivaultd.acme.imported import read_imported
 from scaivaultd.api import commands as c
 from scaivaultd.api import messages as m
+from scaivaultd.api import operation_messages as om
 from scaivaultd.model.access import AccountRef, CertificateTerms
 from scaivaultd.model.errors import Internal, InvalidRequest, NotFound, ScaivaultError
 from scaivaultd.model.names import Identifier, parse_identifiers
@@ -123,6 +125,10 @@ class AccessTargets:
             c.GET_KEY.name: self._version_as("key.read"),
             c.RENEW_CERTIFICATE.name: self._renewal,
             c.UPDATE_CERTIFICATE.name: self._update,
+            c.IMPORT_CERTIFICATE.name: self._import,
+            c.CONFIRM_DEPLOYMENT.name: self._certificate_as("cert.confirm"),
+            c.LIST_DEPLOYMENTS.name: self._certificate,
+            c.FORGET_DEPLOYMENT.name: self._certificate_as("cert.confirm"),
             c.REVOKE.name: self._revoke,
             c.GET_REVOCATION.name: self._revocation,
             c.GET_BULK_RENEWAL.name: self._bulk_renewal_as("cert.read"),
@@ -218,6 +224,30 @@ class AccessTargets:
     async def _certificate(self, request: m.CertificateById, _: Principal) -> Target:
         certificate = await self._certificate_of(request.id)
         return Target(touched=(_known(certificate, await terms_of_certificate(self._store, certificate), "cert.read"),))
+
+    def _certificate_as(self, action: str) -> Callable[[m.CertificateById, Principal], Awaitable[Target]]:
+        async def find(request: m.CertificateById, _: Principal) -> Target:
+            certificate = await self._certificate_of(request.id)
+            return Target(touched=(_known(certificate, await terms_of_certificate(self._store, certificate), action),))
+
+        return find
+
+    async def _import(self, request: om.ImportCertificate, _: Principal) -> Target:
+        imported = read_imported(request.chain_pem)
+        terms = CertificateTerms(
+            names=imported.identifiers,
+            accounts=await account_refs(self._store, (request.account_id,)),
+            challenge_type=request.challenge_type,
+            key_type=imported.key_type,
+        )
+        touched = Touched(
+            action="cert.import",
+            certificate=terms,
+            pointers={"account": ["/account_id"], "names": ["/chain_pem"], "challenge_type": ["/challenge_type"]},
+        )
+        there = await ACCOUNTS.get(self._store, request.account_id) is not None
+        missing = None if there else not_found("/account_id", _no_account(request.account_id).detail)
+        return Target(touched=(touched,), object=_names(imported.identifiers), error=missing)
 
     def _version_as(self, action: str) -> Callable[[m.CertificatePem | m.CertificateKey, Principal], Awaitable[Target]]:
         async def find(request: m.CertificatePem | m.CertificateKey, _: Principal) -> Target:
@@ -383,6 +413,10 @@ BY_ACTION = frozenset(
         c.TEST_DNS_PROVIDER,
         c.TRACE_DNS,
         c.LIST_SECRETS,
+        c.LIST_EVENTS,
+        c.CREATE_BACKUP,
+        c.RESUME,
+        c.RELOAD,
         c.CREATE_TOKEN,
         c.LIST_TOKENS,
         c.GET_TOKEN,

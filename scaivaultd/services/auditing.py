@@ -22,6 +22,7 @@ import msgspec
 from scaivaultd.api import access_messages as am
 from scaivaultd.api import events
 from scaivaultd.api.audit import GENESIS, decode, link
+from scaivaultd.model import metrics
 from scaivaultd.model.access import Anchor
 from scaivaultd.model.errors import Conflict, FieldError, Internal, InvalidRequest, StorageUnavailable
 from scaivaultd.services import audit_anchors
@@ -390,6 +391,7 @@ class Auditing:
     def _failed(self, error: OSError, waiting: int) -> None:
         """Tell those who waited for this write; who came later has a try of their own."""
         reason = _said(error)
+        metrics.AUDIT_WRITE_FAILURES.inc()
         if self._failure is None:
             self._failure = _Failure(since=self._clock.now(), reason=reason)
         self._failure.reason = reason

@@ -14,9 +14,11 @@ import msgspec
 from publicsuffixlist import PublicSuffixList
 
 from scaivaultd.acme import limit_rules
+from scaivaultd.acme.directories import ca_name
 from scaivaultd.acme.limit_rules import NewAccount, PublicSuffixes
 from scaivaultd.acme.limits import PAUSED, UNNAMED, Bucket, Closure, Ledger
 from scaivaultd.api import messages as m
+from scaivaultd.model import metrics
 from scaivaultd.model.errors import NotFound
 from scaivaultd.model.resources import Queued
 from scaivaultd.model.storage import Delete
@@ -177,6 +179,17 @@ class Budgets:
         self.first_in_line: Signal[OrderId] = Signal()
         """Those in front of the order have gone or left: what it was told of its turn may be too late by now."""
 
+    def use_rules(self, rules: Mapping[str, Sequence[Rule]]) -> None:
+        """Go by other rules of the configuration from now on; what was spent stays spent."""
+        self._rules = rules
+        for url, ca in self._cas.items():
+            ledger = ca.ledger
+            ca.ledger = Ledger(rules=self._rules_of(url), buckets=ledger.buckets, closures=ledger.closures)
+
+    def _rules_of(self, directory_url: str) -> tuple[Rule, ...]:
+        rules = self._rules.get(directory_url)
+        return tuple(limit_rules.rules_for(directory_url) if rules is None else rules)
+
     async def resume(self) -> None:
         """Read what was spent and refused before, and who waited."""
         now = self._clock.now()
@@ -257,6 +270,7 @@ class Budgets:
             self.left(order.id)
         else:
             self._line_up(ca, order, request, queued)
+        metrics.ACME_RATE_LIMITED.labels(ca=ca_name(ca.directory_url), origin="local").inc()
         return Held(queued, needs_human=wait.until is None)
 
     def _line_up(self, ca: _Ca, order: Order, request: NewOrder, queued: Queued) -> None:
@@ -268,6 +282,7 @@ class Budgets:
     def refused(self, order: Order, account: Account, refusal: BackendRateLimited) -> Sequence[Change]:
         """Learn from what the CA says no to."""
         ca, now = self._ca(account.directory_url), self._clock.now()
+        metrics.ACME_RATE_LIMITED.labels(ca=ca_name(ca.directory_url), origin="ca").inc()
         read = limit_rules.refusal_from(refusal.problem, refusal.retry_at)
         by_domain = read.limit is not None and read.limit[1] == "registered_domain"
         request = self._request(ca, order, account, self._cause_spent(order), by_domain=by_domain)
@@ -322,12 +337,18 @@ class Budgets:
             return changes, None
         return (), max(spent.wait.until or now + _PAUSED_LOOK, now + _AT_LEAST)
 
+    def ledgers(self) -> Mapping[str, Ledger]:
+        """What is left at each CA, by directory URL."""
+        return {url: ca.ledger for url, ca in self._cas.items()}
+
     def _ca(self, directory_url: str) -> _Ca:
         ca = self._cas.get(directory_url)
         if ca is None:
-            rules = self._rules.get(directory_url)
-            ca = _Ca(directory_url, limit_rules.rules_for(directory_url) if rules is None else rules)
+            ca = _Ca(directory_url, self._rules_of(directory_url))
             self._cas[directory_url] = ca
+            # There from the first order on: of a series that begins with its first refusal no rule sees the rise.
+            for origin in ("ca", "local"):
+                metrics.ACME_RATE_LIMITED.labels(ca=ca_name(directory_url), origin=origin)
         return ca
 
     def _refunded(self, ca: _Ca, now: datetime, order: Order, account: Account) -> Ledger:

@@ -53,6 +53,15 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     zone: str
 
 
+def _kept(known: Mapping[str, DnsProvider], record: DnsProvider) -> DnsProvider:
+    """The record that is there already, if it says the same; else the new one, as old as that."""
+    old = known.get(record.name)
+    if old is None:
+        return record
+    same = msgspec.structs.replace(record, created_at=old.created_at, updated_at=old.updated_at)
+    return old if same == old else msgspec.structs.replace(record, created_at=old.created_at)
+
+
 class DnsProviders:
     """Handlers of `pki.dns_providers.*` that do not touch DNS, and the choice of a provider."""
 
@@ -78,6 +87,15 @@ class DnsProviders:
         self._clock = clock
         self._log = log
         self._going: set[str] = set()
+
+    def use_file(self, from_file: Sequence[DnsProvider], types_by_request: Sequence[str]) -> None:
+        """Go by another configuration file from now on; providers that it has not changed stay open."""
+        before, self._from_file = self._from_file, {each.name: _kept(self._from_file, each) for each in from_file}
+        self._types_by_request = types_by_request
+        for record in before.values():
+            if self._from_file.get(record.name) is not record:
+                self._pool.forget(record.id)
+        self.report_unusable()
 
     def report_unusable(self) -> None:
         """Log what is wrong with the providers of the configuration file: nobody else will be told."""

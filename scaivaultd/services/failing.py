@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from scaivaultd.acme import causes, limit_rules, limits
+from scaivaultd.acme.directories import ca_name
 from scaivaultd.api import events
+from scaivaultd.model import metrics
 from scaivaultd.model.errors import (
     AccountUnusable,
     BackendRateLimited,
@@ -242,6 +244,12 @@ class Failing:
         else:
             await self._record.commit(changes, queued, **fields)
         self._tools.budgets.left(order.id)
+        metrics.ISSUANCES.labels(
+            ca=ca_name(self._account.directory_url),
+            challenge=order.challenge_type,
+            kind="new" if order.renews is None else "renewal",
+            result=failure.trouble.code,
+        ).inc()
         self._log.error("order.failed", error_code=failure.trouble.code, detail=failure.trouble.detail)
 
     async def _commit_renewal(

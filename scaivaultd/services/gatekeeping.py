@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from scaivaultd.api.commands import EVERYBODY
+from scaivaultd.model import metrics
 from scaivaultd.model.access import AccessRequest, AuditEntry, Decision, principal_of
 from scaivaultd.model.errors import FieldError, PermissionDenied, ScaivaultError
 from scaivaultd.model.resources import terms_of
@@ -43,6 +44,7 @@ WRITTEN_FIRST = frozenset(
         "policy.write",
         "policy.delete",
         "master_key.rotate",
+        "backup.create",
     }
 )
 """What is not done before it is written down; anything else goes on while the audit log cannot be written."""
@@ -287,6 +289,7 @@ class _Visit:
 
 def denied(principal: Principal, action: str, decision: Decision, touched: Touched | None = None) -> PermissionDenied:
     """The error of a request that no policy allows: what came nearest to it, and which members stand in the way."""
+    metrics.AUTHZ_DENIALS.labels(operation=action).inc()
     reasons = [each for each in decision.reasons if not each.allowed]
     shown = "; ".join(each.detail for each in reasons[:_REASONS_SHOWN])
     more = f" (and {len(reasons) - _REASONS_SHOWN} more reasons)" if len(reasons) > _REASONS_SHOWN else ""

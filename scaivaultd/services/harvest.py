@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from scaivaultd.acme import x509
+from scaivaultd.acme.directories import ca_name
 from scaivaultd.api import events
+from scaivaultd.model import metrics
 from scaivaultd.model.errors import CertificatePending, Conflict, Internal, RevisionConflict, ScaivaultError
 from scaivaultd.model.resources import Certificate, CertificateVersion, Issued, NamePointer, terms_in
 from scaivaultd.model.storage import ABSENT, Delete
@@ -154,7 +156,16 @@ class Harvest:
             except RevisionConflict:
                 # Somebody else wrote the certificate, its renewal or the pointer a moment ago: on top of that, then.
                 continue
+            self._count()
             return certificate
+
+    def _count(self) -> None:
+        order = self._order
+        ca = ca_name(self._account.directory_url)
+        kind = "new" if order.renews is None else "renewal"
+        metrics.ISSUANCES.labels(ca=ca, challenge=order.challenge_type, kind=kind, result="issued").inc()
+        seconds = (self._tools.clock.now() - order.created_at).total_seconds()
+        metrics.ISSUANCE_DURATION.labels(ca=ca, challenge=order.challenge_type).observe(max(seconds, 0.0))
 
     async def _previous(self) -> Versioned[Certificate] | None:
         if self._order.renews is None:

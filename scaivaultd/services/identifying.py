@@ -6,6 +6,7 @@ import ipaddress
 from typing import TYPE_CHECKING
 
 from scaivaultd.api.tokens import MalformedToken, judge_token, parse_token
+from scaivaultd.model import metrics
 from scaivaultd.model.access import principal_of
 from scaivaultd.model.errors import RateLimited
 from scaivaultd.model.principals import Principal
@@ -49,15 +50,18 @@ class Identifying:
             RateLimited: too many wrong tokens have come from this address.
         """
         if token is not None:
-            return self.by_token(token, address)
-        return None if uid is None else self.by_uid(uid, gids)
+            return self.by_token(token, address, transport="http")
+        if uid is None:
+            metrics.AUTH_FAILURES.labels(transport="http", reason="missing").inc()
+            return None
+        return self.by_uid(uid, gids)
 
     def by_uid(self, uid: int, gids: Collection[int]) -> Principal:
         """Who is behind a UNIX socket."""
         is_admin = uid in (0, self._own_uid) or self._admin_gid in gids
         return Principal(kind="unix", id=str(uid), policies=(LOCAL_ADMINS,) if is_admin else ())
 
-    def by_token(self, token: Secret, address: str | None) -> Principal | None:
+    def by_token(self, token: Secret, address: str | None, *, transport: str = "nats") -> Principal | None:
         """Who has a token. One that is good is taken from anywhere: many may share an address with a bad one.
 
         Raises:
@@ -66,12 +70,14 @@ class Identifying:
         try:
             presented = parse_token(token.reveal())
         except MalformedToken:
+            metrics.AUTH_FAILURES.labels(transport=transport, reason="malformed").inc()
             self._refuse("malformed", None, address)
             return None
         # Sessions and bootstrap tokens are made alike, and are no tokens for requests.
         kept = self._tokens.find(presented.id) if presented.kind == "token" else None
         verdict = judge_token(presented, kept, self._clock.now(), address)
         if kept is None or verdict != "good":
+            metrics.AUTH_FAILURES.labels(transport=transport, reason=verdict).inc()
             self._refuse(verdict, presented.id, address)
             return None
         self._tokens.used(kept.id)

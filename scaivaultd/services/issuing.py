@@ -648,6 +648,7 @@ class Issuing:
     def _reply(self, order: Order) -> m.OrderReply:
         # While it is under way this process knows more than the document.
         records = self._tools.records.reports(order.id) or order.dns_records
+        seen = self._tools.seen.get(order.id, {})
         return m.OrderReply(
             order_id=order.id,
             account_id=order.account_id,
@@ -660,7 +661,7 @@ class Issuing:
                 m.ChallengeReply(
                     domain=each.identifier,
                     type=each.type,
-                    status=each.status,
+                    status=seen.get(each.url, each.status),
                     token=each.token,
                     key_authorization=each.key_authorization,
                 )
@@ -684,6 +685,7 @@ class Issuing:
             attempt=order.attempt,
             next_try_at=order.next_try_at,
             error=order.error,
+            evidence=order.evidence,
             requested_by=shown_owner(order.requested_by),
         )
 

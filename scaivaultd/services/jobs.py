@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, TypeVar
 
+from structlog.contextvars import bound_contextvars
+
+from scaivaultd.model import tracing
 from scaivaultd.model.errors import Internal, ScaivaultError
 
 if TYPE_CHECKING:
@@ -54,10 +57,12 @@ class Jobs:
             await asyncio.wait(tasks, timeout=grace_seconds)
 
     async def _bounded(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        try:
-            await work()
-        except Exception:  # noqa: BLE001 - the job boundary: one broken job must not take the daemon down
-            self._log.exception("job.failed", job=name)
+        # Its lines, those about requests to the CA among them, say which job they are about.
+        with tracing.span(name.partition(" ")[0], job=name), bound_contextvars(job=name):
+            try:
+                await work()
+            except Exception:  # noqa: BLE001 - the job boundary: one broken job must not take the daemon down
+                self._log.exception("job.failed", job=name)
 
 
 async def outcome_of(

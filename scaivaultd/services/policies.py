@@ -21,7 +21,7 @@ from scaivaultd.services.jobs import unbroken
 from scaivaultd.services.waiting import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Literal
 
     from structlog.typing import FilteringBoundLogger
@@ -113,10 +113,19 @@ class Policies:
         Raises:
             StartupError: one of them has the name of one that is built in; all stay as they were.
         """
-        self._from_file = self._checked(from_file)
-        self._gather()
-        self._log.info("policies.loaded", from_file=len(self._from_file), stored=len(self._stored))
-        self.changed.tell(None)
+        self.prepared(from_file)()
+
+    def prepared(self, from_file: Sequence[Policy]) -> Callable[[], None]:
+        """Judge them like `reload`; what this returns takes them, and does not fail."""
+        checked = self._checked(from_file)
+
+        def take() -> None:
+            self._from_file = checked
+            self._gather()
+            self._log.info("policies.loaded", from_file=len(self._from_file), stored=len(self._stored))
+            self.changed.tell(None)
+
+        return take
 
     def _checked(self, from_file: Sequence[Policy]) -> Mapping[str, Policy]:
         for each in from_file:

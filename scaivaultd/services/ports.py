@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from scaivaultd.model.access import Decision
     from scaivaultd.model.dns import CaaSet, Delegation, Route, ServerVerdict
     from scaivaultd.model.names import Identifier
-    from scaivaultd.model.resources import Certificate
-    from scaivaultd.model.storage import Change, Changed, OutboxEvent, Page, Stored
+    from scaivaultd.model.resources import Certificate, Sighting
+    from scaivaultd.model.storage import Change, Changed, LogBounds, LogPage, LogScan, OutboxEvent, Page, Stored
 
 
 class Lease(Protocol):
@@ -81,6 +82,22 @@ class Store(Protocol):
 
     async def lease(self, name: str, holder: str, ttl_seconds: float) -> Lease | None:
         """Take the lease `name`; None while another holder has it. The same holder gets it again."""
+        ...
+
+
+class EventLog(Protocol):
+    """The events of a store, kept for a while after they were told."""
+
+    def next_events(self) -> asyncio.Event:
+        """What is set when events are committed from now on; ask for it before looking, and nothing is missed."""
+        ...
+
+    async def log_bounds(self) -> LogBounds:
+        """Where the log begins and ends."""
+        ...
+
+    async def logged_events(self, scan: LogScan) -> LogPage:
+        """Events in commit order, as far as one look goes; it went to the end if `reached` is the newest there was."""
         ...
 
 
@@ -278,6 +295,18 @@ class OwnAnswer(Protocol):
 
     async def tlsalpn01(self, host: str, expected_digest: bytes) -> str | None:
         """The same for the `acme-tls/1` certificate; `host` is a name or an address."""
+        ...
+
+
+class OwnSight(Protocol):
+    """Tells place by place what is seen of an answer of ours, as far as a few seconds suffice. Never raises."""
+
+    async def see_http01(self, host: str, token: str, expected: str) -> Sequence[Sighting]:
+        """What each address of `host` has at the challenge's path."""
+        ...
+
+    async def see_tlsalpn01(self, host: str, expected_digest: bytes) -> Sequence[Sighting]:
+        """What each address of `host` shows to whoever speaks `acme-tls/1`."""
         ...
 
 

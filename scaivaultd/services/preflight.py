@@ -74,10 +74,17 @@ class Preflight:
         clock: Clock,
         log: FilteringBoundLogger,
     ) -> None:
-        self._modes = modes
-        self._look_ups = LookUps(name_servers, probe_seconds=PROBE_SHARE * modes.timeout_seconds, clock=clock, log=log)
+        self._name_servers = name_servers
+        self._clock = clock
         self._own_answer = own_answer
         self._log = log
+        self.use(modes)
+
+    def use(self, modes: PreflightModes) -> None:
+        """Check that, from the next order on."""
+        probe_seconds = PROBE_SHARE * modes.timeout_seconds
+        self._modes = modes
+        self._look_ups = LookUps(self._name_servers, probe_seconds=probe_seconds, clock=self._clock, log=self._log)
 
     async def before_order(self, order: Order, account: Account) -> Sequence[PreflightVerdict]:
         """CAA and delegation of every name, before newOrder; raises PreflightFailed if one of them blocks.

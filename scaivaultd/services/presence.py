@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from scaivaultd.model import metrics
 from scaivaultd.model.errors import ChallengeFailed, ScaivaultError, Timeout
 from scaivaultd.plugin import ChallengeResponse, ClaimingSolver, SolverError
 from scaivaultd.services.jobs import Overdue, bounded, outcome_of, side_by_side, unbroken
@@ -50,6 +51,11 @@ class Presence:
         self._holding = AsyncExitStack()
         self._settled = asyncio.Event()
         self.was_away = was_away
+
+    @property
+    def solver_name(self) -> str:
+        """Which solver does it."""
+        return self._kind.name
 
     @property
     def may_wait(self) -> bool:
@@ -157,6 +163,7 @@ class Presence:
         except SolverError as error:
             raise _failed(response, error.detail, may_pass=error.retryable) from error
         except Exception as error:
+            metrics.PLUGIN_ERRORS.labels(plugin=self._kind.name, hook="solver").inc()
             self._log.exception("solver.broke", solver=self._kind.name, challenge_type=self._kind.challenge_type)
             detail = f"the solver {self._kind.name} broke ({type(error).__name__}); the daemon's log tells more"
             raise _failed(response, detail, may_pass=True) from error

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from scaivaultd.model import metrics
 from scaivaultd.model.dns import PropagationPolicy
 from scaivaultd.model.errors import DnsProviderError, ScaivaultError, SecretNotFound
 from scaivaultd.plugin import (
@@ -58,6 +59,15 @@ RETRY_AFTER_MAX_SECONDS = 86400.0
 TEXT_MAX = 2000
 """A stranger's words go into orders and events, which have to fit a message."""
 HANDLE_MAX = 64 << 10
+_KINDS: Mapping[type[Exception], str] = {
+    ZoneNotFound: "no_zone",
+    ProviderAuthError: "unauthorized",
+    RateLimited: "rate_limited",
+    TransientError: "unavailable",
+    ProviderError: "refused",
+    SecretMissing: "secret_not_found",
+    ScaivaultError: "unavailable",
+}
 _PASTED = re.compile(r"Invalid enum value '.{20,}'", re.DOTALL)
 """So long a word may be a secret in the wrong member, and refusals are logged."""
 
@@ -255,19 +265,30 @@ class OpenProvider:
             provider = self._provider
             if provider is None or self._closing.is_set():
                 raise self._error("its settings have just changed; trying anew")
+            started = self._clock.monotonic()
             try:
                 result = await bounded(work(provider), seconds)
             except Overdue:
+                self._told(what, "timeout", started)
                 failure: ScaivaultError = self._error(f"{what} did not end within {seconds:.0f} s")
                 if not is_patient:
                     self._failed(failure)
                 raise failure from None
             except Exception as error:  # noqa: BLE001 - a stranger's code may raise anything
+                self._told(what, _kind_of(error), started)
                 failure = self._translated(error, what)
                 self._count(error, failure)
                 raise failure from None
             self._failures = 0
+            self._told(what, "ok", started)
             return result
+
+    def _told(self, what: str, result: str, started: float) -> None:
+        provider = self.kind.name
+        metrics.DNS_API_REQUESTS.labels(provider=provider, operation=what, result=result).inc()
+        metrics.DNS_API_REQUEST_DURATION.labels(provider=provider, operation=what).observe(
+            self._clock.monotonic() - started
+        )
 
     def _require_rested(self) -> None:
         left = self._resting_until - self._clock.monotonic()
@@ -310,6 +331,7 @@ class OpenProvider:
         frames = [
             f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)
         ]
+        metrics.PLUGIN_ERRORS.labels(plugin=self.kind.name, hook="dns_provider").inc()
         self._log.error("dns_provider.broke", call=what, error_type=type(error).__name__, frames=frames[-8:])
         return self._error(
             f"{what} broke ({type(error).__name__}): a fault of the plugin {self.kind.name}; see the log"
@@ -319,6 +341,14 @@ class OpenProvider:
         return DnsProviderError(
             f"DNS provider {self.record.name}: {detail}", is_final=is_final, retry_after=retry_after
         )
+
+
+def _kind_of(error: Exception) -> str:
+    """A failed call as metrics tell it: a closed list."""
+    for kind, name in _KINDS.items():
+        if isinstance(error, kind):
+            return name
+    return "broke"
 
 
 class NoZone(DnsProviderError):

@@ -18,6 +18,7 @@ import msgspec
 from scaivaultd.acme import issuance, wire
 from scaivaultd.acme.issuance import AnswerAgain, Download, Finalize, GiveUp, PollOrder, Prove, Read, View
 from scaivaultd.acme.signing import key_authorization_for
+from scaivaultd.model import metrics
 from scaivaultd.model.errors import (
     BackendRateLimited,
     CaMisbehaved,
@@ -27,7 +28,7 @@ from scaivaultd.model.errors import (
     Timeout,
 )
 from scaivaultd.model.names import name_set_key
-from scaivaultd.model.resources import Account, Challenge, Order, Trouble
+from scaivaultd.model.resources import Account, Challenge, Evidence, Order, Trouble
 from scaivaultd.plugin import ChallengeResponse
 from scaivaultd.services.breakers import Breakers
 from scaivaultd.services.documents import Versioned, digest
@@ -45,9 +46,10 @@ if TYPE_CHECKING:
 
     from scaivaultd.acme.wire import Authorization
     from scaivaultd.model.clock import Clock, Randomness
-    from scaivaultd.model.ids import CertificateId, IdMaker, NodeId
+    from scaivaultd.model.ids import CertificateId, IdMaker, NodeId, OrderId
     from scaivaultd.services.accounts import Accounts
     from scaivaultd.services.budgets import Budgets, Held
+    from scaivaultd.services.evidence import Witness
     from scaivaultd.services.places import Place
     from scaivaultd.services.ports import CaClient, Fetched, Sealer, Store
     from scaivaultd.services.preflight import Preflight
@@ -84,7 +86,10 @@ class Parked(Exception):
 
 
 class Tools(msgspec.Struct, frozen=True, kw_only=True):
-    """What every attempt works with."""
+    """What every attempt works with.
+
+    `seen` is what the CAs show of the challenges of orders under way, by URL: newer than what is written down.
+    """
 
     store: Store
     sealer: Sealer
@@ -100,6 +105,8 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     preflight: Preflight
     renewals: Signal[CertificateId]
     breakers: Breakers
+    witness: Witness
+    seen: dict[OrderId, dict[str, str]] = {}
     asking: Asking = msgspec.field(default_factory=lambda: Asking())
 
 
@@ -186,8 +193,11 @@ class Pursuit:
         ordering = Ordering(self._tools, self._record, self._account, self._acme, self._log)
         await ordering.claim()
         self._view = View(order=await self._ca_order(ordering), challenge_type=self.order.challenge_type)
-        while await self._take(issuance.next_step(self._view)):
-            pass
+        try:
+            while await self._take(issuance.next_step(self._view)):
+                pass
+        finally:
+            self._tools.seen.pop(self.order.id, None)
 
     async def park(self, seconds: float) -> None:
         """Note the pause the CA wants, as far as our patience goes; raises Superseded."""
@@ -482,6 +492,7 @@ class Pursuit:
 
     async def _download(self, url: str) -> None:
         certificate = await self._harvest.download(url, self._final_challenges("valid"))
+        self._count_challenges()
         self._tools.budgets.left(self.order.id)
         self._tools.breakers.worked(self._account.id)
         self._tools.renewals.tell(certificate.id)
@@ -501,7 +512,22 @@ class Pursuit:
     async def _give_up(self, trouble: Trouble) -> None:
         if trouble.identifiers and self._presence.was_away and not any(self._state.responses.values()):
             await self._begin_again(trouble)
-        await self._failing.give_up(trouble, challenges=self._final_challenges("invalid"), **self._manners())
+        fields = {"challenges": self._final_challenges("invalid"), "evidence": await self._evidence(trouble)}
+        await self._failing.give_up(trouble, **fields, **self._manners())
+        self._count_challenges()
+
+    def _count_challenges(self) -> None:
+        provider = self._tools.records.provider_type(self.order.id) or self._presence.solver_name
+        for each in self.order.challenges:
+            if each.status in ("valid", "invalid"):
+                metrics.CHALLENGES.labels(type=each.type, provider=provider, result=each.status).inc()
+
+    async def _evidence(self, trouble: Trouble) -> tuple[Evidence, ...]:
+        """What we see of the refused names, as long as our answers are still there to be seen."""
+        if trouble.code != "challenge_failed" or not self.order.challenges:
+            return ()
+        async with self._place.lent():
+            return await self._tools.witness.look(self.order, self._account, trouble)
 
     def _manners(self) -> dict[str, Any]:
         """What the CA's Retry-After forbids whoever asks next: another attempt, or the clean-up at the CA."""
@@ -536,6 +562,17 @@ class Pursuit:
 
     def _look(self, **changes: Any) -> None:
         self._view = msgspec.structs.replace(self._state, **changes)
+        self._tools.seen[self.order.id] = _statuses(self._view)
+
+
+def _statuses(view: View) -> dict[str, str]:
+    is_proven = view.order.status in ("ready", "processing", "valid")
+    return {
+        challenge.url: "valid" if is_proven else challenge.status
+        for authorization in view.authorizations
+        for challenge in authorization.challenges
+        if challenge.type == view.challenge_type
+    }
 
 
 def _with_challenges(

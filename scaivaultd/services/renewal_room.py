@@ -92,8 +92,15 @@ class RenewalRoom:
         self._woken = asyncio.Event()
         self._latest = clock.now()
         self._must_scan = False
+        self._is_paused = False
         self._is_store_down = False
         self._store_failed_at: float | None = None
+        self.turned_at = clock.monotonic()
+        """When it last looked round (`Clock.monotonic`); more than a minute ago, and it hangs."""
+
+    def __len__(self) -> int:
+        """How many certificates it looks after."""
+        return len(self._due) + len(self._looking)
 
     @property
     def next_look_at(self) -> float | None:
@@ -109,6 +116,16 @@ class RenewalRoom:
         for certificate_id in self._rights.forget_judgements():
             self._look_at(certificate_id, AT_ONCE)
 
+    def pause(self) -> None:
+        """Only announce from now on: ask no CA anything. Before `run`."""
+        self._is_paused = True
+
+    def go_on(self) -> None:
+        """Look at everything anew, and do what has become due. Never blocks."""
+        self._is_paused = False
+        self._must_scan = True
+        self._woken.set()
+
     async def resume(self) -> None:
         """Put every certificate into the heap; makes the `Renewal` of certificates that have none yet."""
         await complete(self._store, self._clock, self._randomness, self._log)
@@ -120,6 +137,7 @@ class RenewalRoom:
         async with self._tasks:
             while True:
                 self._woken.clear()
+                self.turned_at = self._clock.monotonic()
                 await self._mind_the_store()
                 await self._mind_the_clock()
                 self._start_looks()
@@ -241,11 +259,13 @@ class RenewalRoom:
         renewal = await self._notices.announce(certificate_id)
         if renewal is None:
             return None
+        notice = rules.next_notice(renewal.not_before, renewal.not_after, looked_at=renewal.looked_at)
+        if self._is_paused:
+            return notice.at.timestamp() if notice else None
         if await self._orders.mend(renewal):
             return AT_ONCE
         now = self._clock.now()
         renewal = as_of(renewal, now)
-        notice = rules.next_notice(renewal.not_before, renewal.not_after, looked_at=renewal.looked_at)
         moments = (
             notice.at if notice else None,
             await self._see_to_poll(renewal, now),

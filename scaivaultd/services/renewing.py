@@ -61,6 +61,16 @@ class Renewing:
         """When a certificate is to be looked at next (Unix time); None when none ever is."""
         return self._room.next_look_at
 
+    @property
+    def turned_at(self) -> float:
+        """When the room last looked round (`Clock.monotonic`)."""
+        return self._room.turned_at
+
+    @property
+    def certificates(self) -> int:
+        """How many certificates are looked after."""
+        return len(self._room)
+
     async def renew(self, request: m.RenewCertificate, context: RequestContext) -> m.OrderReply:
         """Handle `pki.certificates.renew`."""
         certificate_id = CertificateId(request.id)
@@ -90,6 +100,14 @@ class Renewing:
     def policies_changed(self) -> None:
         """Look again at what policies have stopped: they may allow it now. Never blocks."""
         self._room.policies_changed()
+
+    def pause(self) -> None:
+        """Only announce from now on: ask no CA anything. Before `run`."""
+        self._room.pause()
+
+    def go_on(self) -> None:
+        """End that. Never blocks."""
+        self._room.go_on()
 
     async def resume(self) -> None:
         """Put every certificate into the heap; makes the `Renewal` of certificates that have none yet."""

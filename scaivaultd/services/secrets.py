@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from scaivaultd.api import messages as m
+from scaivaultd.model import metrics
 from scaivaultd.model.errors import FieldError, InvalidRequest, NotFound, RevisionConflict, SecretNotFound
 from scaivaultd.model.resources import StoredSecret
 from scaivaultd.model.storage import Delete
@@ -154,7 +155,7 @@ class Secrets:
         if (cached := self._cache.get(reference)) and cached[0] > now:
             return cached[1]
         forgotten = self._forgotten
-        secret = Secret((await self._fetch(reference)).strip())
+        secret = Secret((await self._counted(reference)).strip())
         if forgotten != self._forgotten:
             # It may have been put anew between our read and this line, and the old one would be kept for a minute.
             return secret
@@ -179,6 +180,17 @@ class Secrets:
             return f"a text of {len(rest)} letters that is no reference"
         # A long word without any `/` is more likely a token than the path of one.
         return reference if "/" in reference else _shortened(reference)
+
+    async def _counted(self, reference: str) -> str:
+        scheme = _parts(reference)[0] or "store"
+        backend = scheme if scheme in {"store", *_OUTSIDE, *self._backends} else metrics.OTHER
+        try:
+            value = await self._fetch(reference)
+        except SecretNotFound:
+            metrics.SECRET_READS.labels(backend=backend, result="not_found").inc()
+            raise
+        metrics.SECRET_READS.labels(backend=backend, result="ok").inc()
+        return value
 
     async def _fetch(self, reference: str) -> str:
         scheme, rest = _parts(reference)
@@ -214,6 +226,7 @@ class Secrets:
         except TimeoutError:
             raise SecretNotFound(f"{reference}: the backend did not answer within {BACKEND_SECONDS:.0f} s") from None
         except Exception as error:  # noqa: BLE001 - a stranger's backend; its text may hold anything
+            metrics.PLUGIN_ERRORS.labels(plugin=scheme, hook="secret_backend").inc()
             self._log.warning("secret.backend_failed", scheme=scheme, error_type=type(error).__name__)
             raise SecretNotFound(f"{reference}: the backend failed ({type(error).__name__})") from None
 

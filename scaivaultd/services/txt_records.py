@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from scaivaultd.model import metrics
 from scaivaultd.model.dns import PropagationOverride, PropagationPolicy, PropagationReport, Route
 from scaivaultd.model.errors import (
     DnsError,
@@ -115,6 +116,7 @@ class TxtRecords:
         self._jobs = jobs
         self._clock = clock
         self._log = log
+        self._provider_types: dict[str, str] = {}
         self._batches: dict[tuple[str, ...], _Batch] = {}
         self._writing: set[asyncio.Task[Any]] = set()
         self._removing: dict[str, _Removal] = {}
@@ -174,6 +176,10 @@ class TxtRecords:
         """How far the values of an order have come, as far as this process knows."""
         return tuple(self._reports.get(order_id, {}).values())
 
+    def provider_type(self, order_id: str) -> str | None:
+        """What type the provider of an order's last value is of, as far as this process knows."""
+        return self._provider_types.get(order_id)
+
     async def place(self, name: str, named: str | None, override: PropagationOverride | None) -> Place:
         """Where the TXT record of `name` belongs: after its CNAMEs, at the provider that serves the zone there."""
         record = await self._named(named) if named else None
@@ -229,6 +235,7 @@ class TxtRecords:
         wanted[value] = None
         started = self._clock.monotonic()
         note = self._noter(place, order_id, identifier, started)
+        self._provider_types[order_id] = place.provider.kind.name
         note("writing", ())
         handle = await self.write(place, value, user)
         note("waiting", ())
@@ -250,6 +257,9 @@ class TxtRecords:
             self._log.warning("dns.not_visible", name=place.record_name, detail=explained.detail)
             return
         note("visible", None)
+        metrics.DNS_PROPAGATION_DURATION.labels(provider=place.provider.kind.name).observe(
+            self._clock.monotonic() - started
+        )
 
     async def _explained(self, place: Place, error: DnsPropagationTimeout) -> DnsPropagationTimeout:
         """The same error with what else is known to be wrong there."""
@@ -293,6 +303,7 @@ class TxtRecords:
         if not any(of_order.values()):
             # The order has ended, and its reports stand in its document.
             self._reports.pop(order_id, None)
+            self._provider_types.pop(order_id, None)
 
     # The journal: intent first, then the provider, then the outcome.
 

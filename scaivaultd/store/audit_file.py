@@ -107,13 +107,10 @@ class AuditFiles:
         return len(gone)
 
     def _paths(self) -> list[Path]:
-        # A FIFO would hold whoever reads it for ever, and a link lead elsewhere.
-        return [path for path in self._named() if stat.S_ISREG(path.lstat().st_mode)]
+        return audit_files(self._directory)
 
     def _named(self) -> list[Path]:
-        if not self._directory.is_dir():
-            return []
-        return sorted(path for path in self._directory.iterdir() if _NAME.fullmatch(path.name))
+        return _named_in(self._directory)
 
     def _make_place(self) -> None:
         if not self._directory.is_dir():
@@ -205,6 +202,18 @@ class _Newest:
         if self._is_torn:
             os.ftruncate(self._descriptor, self.size)
             self._is_torn = False
+
+
+def audit_files(directory: Path) -> list[Path]:
+    """The files of an audit log, oldest first."""
+    # A FIFO would hold whoever reads it for ever, and a link lead elsewhere.
+    return [path for path in _named_in(directory) if stat.S_ISREG(path.lstat().st_mode)]
+
+
+def _named_in(directory: Path) -> list[Path]:
+    if not directory.is_dir():
+        return []
+    return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
 
 
 def _number(path: Path) -> int:

@@ -49,8 +49,16 @@ class NoMasterKey(StartupError):
         self.reason = reason
 
 
-def load_master_key(source: str, *, environment: Mapping[str, str], credentials_directory: Path | None) -> bytes:
+def load_master_key(
+    source: str,
+    *,
+    environment: Mapping[str, str],
+    credentials_directory: Path | None,
+    also_of: int | None = None,
+) -> bytes:
     """Read the 32 bytes from `file:PATH`, `credential:NAME` or `env:NAME`. Blocks.
+
+    A file belongs to root or to us; or to the user `also_of`, for whom we read it.
 
     Raises:
         NoMasterKey: it is missing, open to others, or does not hold a key.
@@ -59,7 +67,7 @@ def load_master_key(source: str, *, environment: Mapping[str, str], credentials_
     scheme, _, place = source.partition(":")
     match scheme:
         case "file" if place:
-            key = _decode(_read_file(Path(place), source))
+            key = _decode(_read_file(Path(place), source, also_of))
         case "credential" if place:
             key = _decode(_read_credential(_credential_path(place, source, credentials_directory), source))
         case "env" if place:
@@ -180,10 +188,10 @@ def _opened(path: Path, source: str) -> Iterator[int]:
         ) from error
 
 
-def _read_file(path: Path, source: str) -> bytes:
+def _read_file(path: Path, source: str, also_of: int | None) -> bytes:
     """Read a key file, refusing one that others can read or could have planted."""
     with _opened(path, source) as descriptor:
-        _check_file(os.fstat(descriptor), path, source)
+        _check_file(os.fstat(descriptor), path, source, also_of)
         return os.read(descriptor, _LONGEST)
 
 
@@ -193,10 +201,10 @@ def _read_credential(path: Path, source: str) -> bytes:
         return os.read(descriptor, _LONGEST)
 
 
-def _check_file(status: os.stat_result, path: Path, source: str) -> None:
+def _check_file(status: os.stat_result, path: Path, source: str, also_of: int | None) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise _missing(f"the master key in {source} must be in a regular file")
-    if status.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, os.geteuid(), also_of):
         raise _missing(
             f"the master key in {source} belongs to uid {status.st_uid}: it must belong to root or to the daemon's "
             f"own user; run `chown {os.geteuid()} {path}`, or make a new key if others could have put it there"

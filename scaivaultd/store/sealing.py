@@ -74,6 +74,11 @@ class EnvelopeSealer:
         """The public name of the key encryption key that values are sealed under."""
         return self._active.kid
 
+    @property
+    def master_key(self) -> bytes:
+        """The master key that values are sealed under: for a backup, which locks it away at once."""
+        return self._active.origin
+
     def check_record(self, created_at: datetime, salt: bytes | None = None) -> bytes:
         """What the store keeps so that `unlock` can tell the right master key from a wrong one. Not secret."""
         fit = self._active.fit
@@ -223,10 +228,12 @@ class EnvelopeSealer:
 class _Kek:
     """A key encryption key. Nothing prints it, and nothing pickles it: its cipher refuses."""
 
-    __slots__ = ("cipher", "fit", "kid", "raw")
+    __slots__ = ("cipher", "fit", "kid", "origin", "raw")
 
-    def __init__(self, raw: bytes, store_id: str) -> None:
+    def __init__(self, raw: bytes, store_id: str, origin: bytes = b"") -> None:
+        """`origin` is the master key it was derived from; keys that are kept have none."""
         self.raw = raw
+        self.origin = origin
         self.cipher = AESGCM(raw)
         self.kid = hmac.digest(raw, b"kid", "sha256")[:4].hex()
         self.fit = Fit(kid=self.kid, kcv=hmac.digest(raw, b"kcv" + store_id.encode(), "sha256")[:16])
@@ -234,7 +241,7 @@ class _Kek:
     @classmethod
     def derived(cls, master_key: bytes, store_id: str) -> _Kek:
         kek = HKDF(SHA256(), MASTER_KEY_BYTES, salt=store_id.encode(), info=_KEK_INFO).derive(master_key)
-        return cls(kek, store_id)
+        return cls(kek, store_id, master_key)
 
     def fits(self, wanted: Fit) -> bool:
         return hmac.compare_digest(self.fit.kcv, wanted.kcv)

@@ -155,12 +155,19 @@ def test_an_event_ends_its_subject_with_a_member_of_its_body(event: Any) -> None
 @EVERY_EVENT
 def test_the_headers_of_an_event_are_those_of_its_message(event: Any) -> None:
     """A consumer that trusts the description finds what it says."""
-    queued = OutboxEvent(id=EventId("e"), type=event.type, resource_id="r", time="2026-01-02T03:04:05Z", data=b"{}")
+    queued = OutboxEvent(
+        id=EventId("e"),
+        type=event.type,
+        resource_id="r",
+        time="2026-01-02T03:04:05Z",
+        data=b"{}",
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    )
     sent = {**cloud_event_headers(queued, "scaivaultd"), "Nats-Msg-Id": "e"}
     common, own = message(event.type, "event")["headers"]["allOf"]
     assert common == {"$ref": "#/components/schemas/CloudEventHeaders"}
     properties = {**SCHEMAS["CloudEventHeaders"]["properties"], **own["properties"]}
-    assert set(properties) == set(sent) == set(SCHEMAS["CloudEventHeaders"]["required"])
+    assert set(properties) == set(sent) == {*SCHEMAS["CloudEventHeaders"]["required"], "ce-traceparent"}
     fixed = {name: each["const"] for name, each in properties.items() if "const" in each}
     assert fixed == {name: sent[name] for name in fixed}
     assert {"ce-type", "ce-specversion"} <= set(fixed)

@@ -13,7 +13,16 @@ from scaivaultd.api import events
 from scaivaultd.model.access import Anchor, Token
 from scaivaultd.model.ids import AccountId, CertificateId, EventId, KeyId, OrderId
 from scaivaultd.model.names import parse_identifiers
-from scaivaultd.model.resources import Account, Certificate, ExternalAccount, Order, Renewal, Revocation, Trouble
+from scaivaultd.model.resources import (
+    Account,
+    Certificate,
+    Deployment,
+    ExternalAccount,
+    Order,
+    Renewal,
+    Revocation,
+    Trouble,
+)
 from scaivaultd.model.storage import OutboxEvent
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC)
@@ -85,7 +94,19 @@ TOKEN = Token(
     created_by="unix:0",
     expires_at=NOW + timedelta(days=14),
 )
+DEPLOYMENT = Deployment(
+    certificate_id=CERTIFICATE.id,
+    host="web-1",
+    version=1,
+    first_seen_at=NOW,
+    confirmed_at=NOW,
+    confirmed_by="token:Ab3dEf9h",
+    where="/etc/ssl/www",
+)
 ALL = {
+    "certificate.imported": (events.certificate_imported(CERTIFICATE, "certbot:/etc/letsencrypt", NOW), "cert_1"),
+    "certificate.deployed": (events.certificate_deployed(CERTIFICATE, DEPLOYMENT, NOW), "cert_1"),
+    "certificate.deploy_overdue": (events.certificate_deploy_overdue(NEXT, DEPLOYMENT, NOW), "cert_1"),
     "certificate.renewed": (events.certificate_renewed(NEXT, CERTIFICATE, ORDER, NOW), "cert_1"),
     "certificate.renewal_failed": (
         events.certificate_renewal_failed(CERTIFICATE, RENEWAL, ORDER, TROUBLE, NOW, None),
@@ -196,3 +217,28 @@ def test_values_are_encoded_so_that_no_header_can_break_out(value: str) -> None:
     assert encoded.isascii()
     assert encoded.isprintable()
     assert not set(encoded) & set(' "\r\n')
+
+
+def test_what_a_host_says_is_told_once_for_each_version_and_outcome() -> None:
+    """Confirmed again it is no news; that a reload failed, and that it worked later, are two events."""
+    again = msgspec.structs.replace(DEPLOYMENT, confirmed_at=NOW + timedelta(hours=1))
+    failed = msgspec.structs.replace(DEPLOYMENT, error="exit status 1")
+    ids = [
+        events.certificate_deployed(CERTIFICATE, each, NOW).id
+        for each in (DEPLOYMENT, again, failed, msgspec.structs.replace(DEPLOYMENT, version=2))
+    ]
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 3
+    overdue = [events.certificate_deploy_overdue(NEXT, each, NOW).id for each in (DEPLOYMENT, again)]
+    assert overdue[0] == overdue[1]
+
+
+@pytest.mark.parametrize("host", ["used.web", "failed.web", "1.used.web"])
+def test_no_host_can_take_the_id_of_anothers_event(host: str) -> None:
+    """A host names itself, and an event whose id was seen is dropped."""
+    others = [
+        events.certificate_deployed(CERTIFICATE, msgspec.structs.replace(DEPLOYMENT, host="web", error=error), NOW).id
+        for error in (None, "no")
+    ]
+    mine = events.certificate_deployed(CERTIFICATE, msgspec.structs.replace(DEPLOYMENT, host=host), NOW).id
+    assert mine not in others

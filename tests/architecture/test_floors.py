@@ -51,8 +51,8 @@ def room_of(dotted: str) -> str | None:
 
 
 def room_named(module: str) -> str:
-    """The settings are one room in several files."""
-    return "settings" if module.startswith("settings_") else module
+    """The settings, and the logs, are one room in several files."""
+    return next((room for room in ("settings", "logs") if module.startswith(f"{room}_")), module)
 
 
 def arrow_is_wrong(path: Path, imported: str) -> bool:

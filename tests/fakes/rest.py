@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
     from scaivaultd.api.commands import Command, RequestContext
+    from scaivaultd.api.gate import Gate
+    from scaivaultd.gateways.metrics_page import MetricsPage
     from scaivaultd.gateways.rest_sockets import UnixSocket
     from scaivaultd.plugin import Secret
 
@@ -82,9 +84,9 @@ class Served:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.address[1]}"
 
-    def dispatcher(self) -> Dispatcher:
+    def dispatcher(self, gate: Gate | None = None) -> Dispatcher:
         return Dispatcher(
-            [each.bind(self._handler(each)) for each in COMMANDS], gate=OpenGate(), ids=self.ids, log=self.log
+            [each.bind(self._handler(each)) for each in COMMANDS], gate=gate or OpenGate(), ids=self.ids, log=self.log
         )
 
     @property
@@ -156,6 +158,8 @@ async def served(
     tcp: bool = True,
     identified: bool = True,
     origins: tuple[str, ...] = (),
+    metrics_page: MetricsPage | None = None,
+    gate: Gate | None = None,
 ) -> AsyncIterator[Served]:
     """A gateway for every command of the table."""
     here = Served()
@@ -163,7 +167,7 @@ async def served(
     if sockets:
         here.address = sockets[0].getsockname()[:2]
     here.gateway = RestGateway(
-        here.dispatcher(),
+        here.dispatcher(gate),
         RestPlaces(tcp=sockets, tls=tls, unix=unix),
         authenticator=here.holders if identified else None,
         health=here.probe,
@@ -172,6 +176,7 @@ async def served(
         clock=SystemClock(),
         log=here.log,
         origins=origins,
+        metrics_page=metrics_page,
         limits=limits,
     )
     await here.gateway.start()

@@ -59,6 +59,7 @@ from scaivaultd.services.certificates import Certificates
 from scaivaultd.services.dns_checks import DnsChecks
 from scaivaultd.services.dns_providers import DnsProviders
 from scaivaultd.services.documents import ACCOUNTS, CERTIFICATES, ORDERS, TXT_RECORDS
+from scaivaultd.services.evidence import Witness
 from scaivaultd.services.issuing import Issuing
 from scaivaultd.services.jobs import Jobs
 from scaivaultd.services.preflight import Preflight, PreflightModes
@@ -95,11 +96,11 @@ if TYPE_CHECKING:
     from scaivaultd.acme.limit_rules import Rule
     from scaivaultd.model.dns import Answer
     from scaivaultd.model.names import Identifier
-    from scaivaultd.model.resources import Account, Certificate, DnsProvider, Order, TxtRecord
+    from scaivaultd.model.resources import Account, Certificate, DnsProvider, Order, Sighting, TxtRecord
     from scaivaultd.plugin import DnsProvider as Provider
     from scaivaultd.plugin import Handle, SecretBackend
     from scaivaultd.services.documents import Shelf, Versioned
-    from scaivaultd.services.ports import EabSource, NameServers, OwnAnswer
+    from scaivaultd.services.ports import EabSource, NameServers, OwnAnswer, OwnSight
 
 DIRECTORY = "https://ca.test/directory"
 DEADLINE = 20.0
@@ -162,6 +163,16 @@ class NobodyLooks:
         raise AssertionError(f"{host} was looked at")
 
 
+class NothingSeen:
+    """For worlds in which it does not matter what is seen of our own answers."""
+
+    async def see_http01(self, host: str, token: str, expected: str) -> Sequence[Sighting]:
+        return []
+
+    async def see_tlsalpn01(self, host: str, expected_digest: bytes) -> Sequence[Sighting]:
+        return []
+
+
 class NobodyGivesEab:
     """For worlds in which nobody fetches external account bindings."""
 
@@ -209,6 +220,7 @@ class World:
     rules: Mapping[str, Sequence[Rule]] = field(default_factory=dict)
     preflight_modes: PreflightModes = field(default_factory=lambda: PreflightModes(caa="off", delegation="off"))
     own_answer: OwnAnswer = field(default_factory=lambda: NobodyLooks())
+    own_sight: OwnSight = field(default_factory=lambda: NothingSeen())
     eab_source: EabSource = field(default_factory=lambda: NobodyGivesEab())
     solver_makers: Sequence[Callable[[World], OpenSolver]] = ()
     judge: ScriptedJudge = field(default_factory=ScriptedJudge)
@@ -297,6 +309,7 @@ class World:
             preflight=self.preflight,
             renewals=Signal(),
             breakers=Breakers(self.clock),
+            witness=Witness(own_sight=self.own_sight, name_servers=self.name_servers, log=self.log),
         )
         self.quotas = Quotas(store=self.store, clock=self.clock)
         self.issuing = Issuing(

@@ -191,6 +191,17 @@ async def test_who_waits_keeps_his_turn_when_somebody_new_comes_after_a_restart(
     )
 
 
+async def test_other_rules_hold_at_once_and_what_was_spent_stays_spent(desk: Desk) -> None:
+    """After a reload: an agreement with the CA helps the orders that wait for it; a mistake there costs nothing."""
+    for _ in range(50):
+        await desk.spent(desk.order())
+    assert desk.wait(desk.order()).until > desk.now
+    desk.budgets.use_rules({LETSENCRYPT: ()})
+    await desk.spent(desk.order())
+    desk.budgets.use_rules({})
+    assert desk.wait(desk.order()).until > desk.now
+
+
 async def test_a_renewal_overtakes(desk: Desk) -> None:
     """A certificate that runs out is worse than one that comes a day later; the last tokens are its own."""
     names = [f"h{number}.example.org" for number in range(3)]

@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 from scaivaultd.api import messages as m
@@ -235,6 +236,22 @@ class TestFromTheFile:
         (item,) = (await listed(world)).items
         assert item.status == "unusable"
         assert pasted not in repr((item, world.logged))
+
+    async def test_another_file_takes_the_place_of_the_one_before(self, make_dns_world: Any) -> None:
+        """After a reload; a provider that says the same is the same, and stays open."""
+        kept, changed = from_file("kept"), from_file("changed")
+        world = make_dns_world(from_file=[kept, changed, from_file("gone")])
+        later = datetime(2026, 2, 1, tzinfo=UTC)
+        new = [
+            msgspec.structs.replace(each, created_at=later, updated_at=later)
+            for each in (kept, msgspec.structs.replace(changed, zones=("a.test",)), from_file("new", kind="nowhere"))
+        ]
+        world.providers.use_file(new, ())
+        items = {each.name: each for each in (await listed(world)).items}
+        assert items.keys() == {"kept", "changed", "new"}
+        assert (items["kept"].updated_at, items["changed"].updated_at) == (kept.updated_at, later)
+        assert items["changed"].created_at == changed.created_at
+        assert [each["dns_provider"] for each in world.said("dns_provider.unusable")] == ["new"]
 
 
 class TestFinding:

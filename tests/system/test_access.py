@@ -246,7 +246,7 @@ async def test_a_file_is_read_again_when_the_daemon_is_told_to(house: House) -> 
         return bool((await house.web.ask("POST", "/auth/can-i", **lab)).body["allowed"])
 
     async def is_told() -> bool:
-        return "access.policies_not_reloaded" in house.daemon.process.log
+        return "configuration.not_reloaded" in house.daemon.process.log
 
     await until(is_allowed, "the file is read")
     assert (await house.root.ask("GET", "/policies/lab")).body["origin"] == "file"

@@ -21,8 +21,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from nats.aio.msg import Msg
 
+from scaivaultd.api import commands
 from scaivaultd.demo.process import free_port, until
 from scaivaultd.model.resources import SealedKey
+from scaivaultd.store.backup_keys import new_identity, recipient_of
 from scaivaultd.store.master_key import load_master_key
 from scaivaultd.store.sealing import EnvelopeSealer
 
@@ -312,12 +314,32 @@ async def test_every_command_answers_as_the_reference_says(make_pebble: Any, mak
     assert (await ask("sys.health"))["status"] == "ok"
     assert (await ask("sys.info"))["challenge_types"] == ["dns-01", "http-01", "tls-alpn-01"]
     await ask_about_dns(ask)
+    await ask_about_hosts(ask, account, certificate)
     await ask_about_life(daemon, ask, account, certificate)
     await ask_about_access(ask)
     for moment in (account["created_at"], order["created_at"], order["not_after"], certificate["not_before"]):
         assert RFC_3339.fullmatch(moment), moment
     # A daemon that is not sealed has no answer to it but an error.
     assert sorted([*seen, "sys.unseal"]) == sorted(documented_commands())
+
+
+async def ask_about_hosts(
+    ask: Callable[..., Awaitable[Any]], account: dict[str, Any], certificate: dict[str, Any]
+) -> None:
+    """What a host tells of itself, what was told meanwhile, and what an administrator does on a quiet day."""
+    confirmed = await ask("pki.certificates.confirm", id=certificate["id"], host="web1", version=1, where="/etc/tls")
+    assert (confirmed["host"], confirmed["is_current"]) == ("web1", True)
+    assert (await ask("pki.certificates.deployments", id=certificate["id"]))["items"] == [confirmed]
+    assert (await ask("pki.certificates.forget_deployment", id=certificate["id"], host="web1"))["deleted"]
+    events = await ask("events.list", after=0, type="certificate.*", resource_id=certificate["id"])
+    assert [each["type"] for each in events["items"]] == ["certificate.issued", "certificate.deployed"]
+    assert (await ask("events.list", after=events["next_after"], type="certificate.*"))["items"] == []
+    imported = {**commands.IMPORT_CERTIFICATE.example, "account_id": account["id"], "auto_renew": False}
+    assert (await ask("pki.certificates.import", **imported))["domains"] == ["www.example.org"]
+    backup = await ask("sys.backup", recipient=recipient_of(new_identity()))
+    assert backup["documents"] > 0
+    assert (await ask("sys.resume")) == {"was_paused": False, "restored_from": None}
+    assert (await ask("sys.reload"))["ok"]
 
 
 async def ask_about_access(ask: Callable[..., Awaitable[Any]]) -> None:
