@@ -4,10 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := scaivaultd plugins contrib_dns tests bench
+SOURCES := scaivaultd plugins contrib_dns tests bench packaging
+# Everything that is built bears the time of the last commit, so that it can be built again.
+EPOCH = $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null),1580601600)
+RELEASE ?= bookworm
+CONTAINERS ?= $(if $(shell command -v podman),podman,docker)
 BENCHES := issuance start reads store http01_listener tlsalpn01_listener
 
-.PHONY: demo test check bench soak clean lock docs venv new-venv packages test-packages bench-packages help
+.PHONY: demo test check bench soak clean lock docs man package deb image release venv new-venv packages test-packages bench-packages help
 .DEFAULT_GOAL := help
 
 help: ## Show this help
@@ -31,12 +35,36 @@ bench: venv packages bench-packages ## Measure against peers; prints figures, de
 soak: venv ## Let 500 certificates of a minute live through faults for some minutes
 	@$(BIN)/python bench/soak.py
 
-docs: venv ## Write the generated reference pages anew
+docs: venv man ## Reference pages, man pages, and the site in build/site
 	$(BIN)/python -m scaivaultd.reference docs/reference
+	$(BIN)/mkdocs build --strict
+
+man: venv
+	@$(BIN)/python -m scaivaultd.reference_man build/man
 
 lock: ## Resolve the dependencies anew (needs uv)
-	uv pip compile pyproject.toml --extra embedded --extra lexicon --group dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra embedded --extra lexicon --extra otel --group dev --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url --no-header --upgrade -o requirements.lock
+
+package: venv ## Wheel and source distribution, with their lock and bill of materials, into dist/
+	@SOURCE_DATE_EPOCH=$(EPOCH) $(BIN)/python -m hatchling build -d dist
+	@$(BIN)/python packaging/runtime_lock.py --to dist/requirements.txt
+	@SOURCE_DATE_EPOCH=$(EPOCH) $(BIN)/python packaging/sbom.py --to dist/scaivaultd.cdx.json
+
+deb: venv man ## Debian package into dist/; RELEASE=trixie for Debian 13
+	@SOURCE_DATE_EPOCH=$(EPOCH) $(BIN)/python packaging/build_deb.py --release $(RELEASE) --to dist
+
+image: package ## Container image, with podman or docker
+	@$(CONTAINERS) build --file packaging/container/Containerfile --tag scaivaultd:latest .
+
+release: docs ## All that a release has, from a clean tree with its tag; ANYWAY=1 to rehearse
+	@$(BIN)/python packaging/release.py --check $(if $(ANYWAY),|| true)
+	@rm -rf dist
+	@$(MAKE) --no-print-directory package
+	@$(MAKE) --no-print-directory deb RELEASE=bookworm
+	@$(MAKE) --no-print-directory deb RELEASE=trixie
+	@$(BIN)/python packaging/release.py --sums dist
+	@cat dist/SHA256SUMS
 
 clean: ## Remove everything that make has made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -73,3 +101,7 @@ bench-packages:
 test-packages:
 	@command -v named >/dev/null && command -v dnssec-signzone >/dev/null || .ci/debian-packages bind9
 	@command -v curl >/dev/null && command -v jq >/dev/null || .ci/debian-packages curl jq
+	@command -v promtool >/dev/null || .ci/debian-packages prometheus
+	@command -v certbot >/dev/null && command -v lego >/dev/null || .ci/debian-packages certbot lego
+	@command -v groff >/dev/null || .ci/debian-packages groff
+	@command -v systemd-socket-activate >/dev/null && command -v pgrep >/dev/null || .ci/debian-packages systemd procps iproute2
