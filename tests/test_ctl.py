@@ -256,6 +256,15 @@ def tool_command(*words: str) -> click.Command:
     return command
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Children hear Ctrl-C even where the tests run in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted_at_a_prompt_it_ends_without_a_word(tmp_path: Path) -> None:
     """Ctrl-C is no failure to explain; scripts see 130."""
     with ctl.at(tmp_path) as daemon:
@@ -265,6 +274,7 @@ def test_interrupted_at_a_prompt_it_ends_without_a_word(tmp_path: Path) -> None:
     assert (ended.code, "Traceback" in ended.out, "Aborted" in ended.out) == (130, False, False)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted_while_it_waits_it_ends_without_a_word(tmp_path: Path) -> None:
     """The same where nobody is asked."""
     import socket
