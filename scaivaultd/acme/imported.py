@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
@@ -20,6 +20,7 @@ from scaivaultd.acme.x509 import (
     CertificateRefused,
     Chain,
     check_chain_for,
+    is_signed_by,
     key_type_of,
 )
 from scaivaultd.model.errors import FieldError, InvalidRequest
@@ -125,7 +126,7 @@ def _ordered(certificates: Sequence[x509.Certificate]) -> list[x509.Certificate]
     if len(leaves) > 1:
         raise _refused("format", f"there are {len(leaves)} server certificates in it; give one with its chain")
     chain, left = list(leaves), [each for each in certificates if each is not leaves[0]]
-    while (upper := next((each for each in left if _is_signed_by(chain[-1], each)), None)) is not None:
+    while (upper := next((each for each in left if is_signed_by(chain[-1], each)), None)) is not None:
         chain.append(upper)
         left.remove(upper)
     if left:
@@ -139,14 +140,6 @@ def _is_ca(certificate: x509.Certificate) -> bool:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
         return False
-
-
-def _is_signed_by(lower: x509.Certificate, upper: x509.Certificate) -> bool:
-    try:
-        lower.verify_directly_issued_by(upper)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True
 
 
 def _identifiers(leaf: x509.Certificate) -> tuple[Identifier, ...]:

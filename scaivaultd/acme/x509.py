@@ -220,10 +220,11 @@ def _known_root(fingerprint: str, roots: Sequence[bytes]) -> x509.Certificate | 
 def _leads_to(top: x509.Certificate, fingerprint: str, root: x509.Certificate | None) -> bool:
     if top.fingerprint(hashes.SHA256()).hex() == fingerprint:
         return True
-    return root is not None and _is_signed_by(top, root)
+    return root is not None and is_signed_by(top, root)
 
 
-def _is_signed_by(lower: x509.Certificate, upper: x509.Certificate) -> bool:
+def is_signed_by(lower: x509.Certificate, upper: x509.Certificate) -> bool:
+    """Whether the key of `upper` has signed `lower`, and their names agree."""
     try:
         lower.verify_directly_issued_by(upper)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
