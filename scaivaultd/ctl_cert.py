@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scaivaultd import ctl_find
+from scaivaultd import agent_files, ctl_find
 from scaivaultd.ctl_client import Refused
 from scaivaultd.ctl_output import complain, day, moment, relative, say, span
 from scaivaultd.ctl_session import EX_FAILED, Group, confirm, facts, refuse, table, with_daemon
@@ -119,7 +118,7 @@ def cert_key(session: Session, which: str, to: Path | None, force: bool, version
         session.show(reply, lambda: reply["private_key_pem"].splitlines())
         return
     try:
-        _write_private(to, reply["private_key_pem"])
+        agent_files.replace_file(to, reply["private_key_pem"].encode(), agent_files.Rights())
     except OSError as error:
         complain(f"scaivaultctl: {to} cannot be written: {error.strerror}")
         sys.exit(EX_FAILED)
@@ -173,21 +172,6 @@ def cert_forget_host(session: Session, which: str, host: str, yes: bool) -> None
     confirm(host, f"{host} is not expected any more to follow {ctl_find.names(found['domains'])}", yes=yes)
     reply = session.call("pki.certificates.forget_deployment", id=found["id"], host=host)
     session.show(reply, lambda: [f"{host}: forgotten"])
-
-
-def _write_private(path: Path, text: str) -> None:
-    """All of it or nothing, readable by nobody else at any moment; what stood there, a link too, is replaced."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _state(found: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from scaivaultd.agent_files import Rights, replace_file
 from scaivaultd.ctl_client import DEFAULT_SOCKET, Misplaced, address_of
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def choose(name: str | None, environment: Mapping[str, str]) -> None:
             file.unlink(missing_ok=True)
             return
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(file, f"{name}\n")
+        replace_file(file, f"{name}\n".encode(), Rights())
     except OSError as error:
         raise Misplaced(f"{file} cannot be written: {error.strerror}") from error
 
@@ -209,21 +210,8 @@ def write(name: str, context: Context, environment: Mapping[str, str]) -> Path:
     members = [(key, value) for key, value in zip(_MEMBERS, context, strict=True) if value is not None]
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(file, "".join(f"{key} = {json.dumps(str(value), ensure_ascii=False)}\n" for key, value in members))
+        lines = [f"{key} = {json.dumps(str(value), ensure_ascii=False)}\n" for key, value in members]
+        replace_file(file, "".join(lines).encode(), Rights())
     except OSError as error:
         raise Misplaced(f"{file} cannot be written: {error.strerror}") from error
     return file
-
-
-def _write(file: Path, text: str) -> None:
-    """All or nothing: a full disk must not leave half a context in place of a good one."""
-    new = file.with_name(f".{file.name}.new")
-    new.unlink(missing_ok=True)
-    opened = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(opened, "w") as writing:
-            writing.write(text)
-        new.replace(file)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
