@@ -103,7 +103,7 @@ def doctor(
         ]
         show({"away": host.away or None, "errors": count["error"], "warnings": count["warning"], "checks": rows})
     say(f"{len(found)} looked at: {count['error']} wrong, {count['warning']} doubtful, {count['skipped']} skipped")
-    if count["error"]:
+    if count["error"] or host.away:
         sys.exit(EX_PROBLEMS)
 
 

@@ -114,6 +114,7 @@ def test_without_a_daemon_the_host_is_looked_at(tmp_path: Path, config: Path) ->
     assert found["D01"]["verdict"] == found["D13"]["verdict"] == found["D17"]["verdict"] == "ok"
     asked = [found[check] for check in ("D04", "D05", "D06", "D09", "D14", "D15", "D16")]
     assert {each["verdict"] for each in asked} == {"skipped"}
+    assert ended.code == 10
     assert ended.err.count("systemctl status scaivaultd") == 1
     assert "is the daemon running?" in ended.json["away"]
 
